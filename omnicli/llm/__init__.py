@@ -1,0 +1,1 @@
+"""The layer loop: KV cache, prefill with pruning, decoding."""

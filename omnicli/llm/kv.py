@@ -1,0 +1,108 @@
+"""Keys and values of one sequence, preallocated per layer; layers may hold different numbers of tokens.
+
+Keys are stored after rotary embedding, so dropping tokens needs no re-rotation. Batch size is one. Nothing here knows
+what the tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Preallocated cache. A layer's buffers are made at its first use and grow only if ``capacity`` was too small.
+
+    Parameters
+    ----------
+    layers, kv_heads, head_dim : int
+        LLM dimensions.
+    capacity : int
+        Tokens per layer to allocate.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        capacity: int,
+    ) -> None:
+        self.kv_heads, self.head_dim, self.dtype, self.device = kv_heads, head_dim, dtype, torch.device(device)
+        self.capacity = capacity
+        self._capacity = [capacity] * layers
+        self._keys: list[Tensor | None] = [None] * layers
+        self._values: list[Tensor | None] = [None] * layers
+        self._lengths = [0] * layers
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens held per layer; give it to `truncate` to return to this state."""
+        return list(self._lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(t.nbytes for t in (*self._keys, *self._values) if t is not None)
+
+    def reserve(self, layer: int, capacity: int) -> None:
+        """Set a layer's capacity in tokens before its first use (less after pruning); later it can only grow."""
+        if self._keys[layer] is None:
+            self._capacity[layer] = max(1, capacity)
+        elif capacity > self._capacity[layer]:
+            self._allocate(layer, capacity)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append (1, kv_heads, n, head_dim) and return all keys and values of the layer as views."""
+        n, start = keys.shape[2], self._lengths[layer]
+        stop = start + n
+        if self._keys[layer] is None:
+            self._allocate(layer, max(self._capacity[layer], stop))
+        elif stop > self._capacity[layer]:
+            self._allocate(layer, max(stop, self._capacity[layer] * 5 // 4))
+        k, v = self._buffers(layer)
+        k[:, :, start:stop] = keys
+        v[:, :, start:stop] = values
+        self._lengths[layer] = stop
+        return k[:, :, :stop], v[:, :, :stop]
+
+    def keep(self, layer: int, indices: Tensor) -> None:
+        """Keep the tokens at ascending ``indices`` (m,) int64 of one layer and drop the others."""
+        m = indices.numel()
+        if self._keys[layer] is not None:
+            k, v = self._buffers(layer)
+            k[:, :, :m] = k.index_select(2, indices)
+            v[:, :, :m] = v.index_select(2, indices)
+        self._lengths[layer] = m
+
+    def truncate(self, lengths: int | Sequence[int]) -> None:
+        """Drop everything after the first ``lengths`` tokens (one number, or one per layer)."""
+        wanted = [lengths] * len(self) if isinstance(lengths, int) else list(lengths)
+        if len(wanted) != len(self) or any(w > have for w, have in zip(wanted, self._lengths, strict=True)):
+            raise ValueError(f"cannot truncate a cache of lengths {self._lengths} to {wanted}")
+        self._lengths = wanted
+
+    def _buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+        k, v = self._keys[layer], self._values[layer]
+        if k is None or v is None:
+            raise ValueError(f"layer {layer} of the cache is empty")
+        return k, v
+
+    def _allocate(self, layer: int, capacity: int) -> None:
+        shape = (1, self.kv_heads, capacity, self.head_dim)
+        new = [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2)]
+        length = self._lengths[layer]
+        for buffer, old in zip(new, (self._keys[layer], self._values[layer]), strict=True):
+            if old is not None:
+                buffer[:, :, :length] = old[:, :, :length]
+        self._keys[layer], self._values[layer] = new
+        self._capacity[layer] = capacity

@@ -1,0 +1,305 @@
+"""What every model family offers to the pipeline and to the layer loop. Nothing here knows a family's internals.
+
+The way through a model, in data order::
+
+    height, width = model.frame_size(info.width, info.height, n_frames)
+    piece  = model.encode_video(frames)                      # per batch of at most ``video_batch`` frames
+    peak   = model.measure_log_mel_max(blocks)               # exact mel: first pass over the sound
+    sound  = model.audio_encoder(peak); sound.feed(block); sound.finish()
+    clip   = model.assemble(pieces, frame_times, sound_pieces, start_s=..., end_s=...)
+    prompt = model.prompt(question, video=True, audio=True)
+    embeds, positions, span = model.sequence(prompt, clip, kept)   # kept: clip.tokens or a selection of them
+
+`omnicli.llm` needs only the last part of the class: ``rope``, ``layer``, ``logits`` and the tokenizer. A family whose
+encoder feeds several LLM layers (deepstack) returns ``layer_features``; the layer loop adds level i after layer i.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnicli.types import MediaTokens, Query
+
+if TYPE_CHECKING:
+    from omnicli.llm.kv import KVCache
+
+SALIENCY = "saliency"
+KEYS = "keys"
+CAPTURES = frozenset({SALIENCY, KEYS})
+"""Names that ``capture`` may hold; they fill the fields of the same names in `MediaTokens`."""
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """Tokens of consecutive frame groups of one size.
+
+    Attributes
+    ----------
+    features : Tensor (groups * rows * cols, D)
+        LLM-space embeddings; groups in time order, cells in raster order.
+    groups, rows, cols : int
+        Frame groups (pairs for Qwen2.5-Omni) and cells of the merged grid.
+    saliency : Tensor (n,) float32 or None
+        Attention received in the last encoder block, mean 1 inside each group.
+    keys : Tensor (n, d_k) or None
+        Rotated keys of that block, averaged over heads and over the merged patches.
+    layer_features : Tensor (levels, n, D) or None
+        Extra features added after the first LLM layers (deepstack).
+    """
+
+    features: Tensor
+    groups: int
+    rows: int
+    cols: int
+    saliency: Tensor | None = None
+    keys: Tensor | None = None
+    layer_features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncodedAudio:
+    """Tokens of a contiguous piece of sound.
+
+    Attributes
+    ----------
+    features : Tensor (n, D)
+        LLM-space embeddings, ``audio_tokens_per_s`` of them per second.
+    saliency : Tensor (n,) float32 or None
+        Attention received in the last encoder layer, mean 1 inside each attention window.
+    keys : Tensor (n, d_k) or None
+        Keys of that layer, averaged over heads and over the positions of a token.
+    """
+
+    features: Tensor
+    saliency: Tensor | None = None
+    keys: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """All media tokens of one clip, uncompressed, and where the text after them starts.
+
+    Attributes
+    ----------
+    tokens : MediaTokens
+        In the order the model reads them.
+    next_position : int
+        Rotary position of the first token after the uncompressed media. A selection keeps it, so that text is read at
+        the same place whatever was dropped.
+    video, audio : bool
+        Which media are in the clip; chooses the markers around them.
+    """
+
+    tokens: MediaTokens
+    next_position: int
+    video: bool
+    audio: bool
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids around the media.
+
+    Attributes
+    ----------
+    before, after : Tensor (n,), (m,) int64
+        Ids before and after the media tokens, markers included.
+    question : slice
+        Where in ``after`` the question's own tokens are.
+    text : str
+        The question.
+    """
+
+    before: Tensor
+    after: Tensor
+    question: slice
+    text: str
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What the LLM reads: embeddings (S, D), rotary positions (axes, S), where the media lie, the next position."""
+
+    embeds: Tensor
+    position_ids: Tensor
+    media_span: slice
+    next_position: int
+
+
+class Tokenizer(Protocol):
+    """The part of a tokenizer that is used outside the family's file."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids of ``text`` without adding special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids`` without special tokens; an unfinished character becomes U+FFFD."""
+
+
+class AudioEncoder(abc.ABC):
+    """A stream: 16 kHz mono samples in, encoded pieces out, in exact windows of the model. One per clip."""
+
+    @abc.abstractmethod
+    def feed(self, samples: np.ndarray) -> list[EncodedAudio]:
+        """Take contiguous float32 samples (n,) of any length; return the pieces that became complete."""
+
+    @abc.abstractmethod
+    def finish(self) -> list[EncodedAudio]:
+        """Return what is left after the last sample. The encoder cannot be fed afterwards."""
+
+
+class OmniModel(abc.ABC):
+    """One loaded model. Subclasses live in one file per family and are found by that file's name.
+
+    Attributes
+    ----------
+    name, revision : str
+        As asked for by the user; commit of the hub snapshot or ``"local"``.
+    device, dtype
+        Where and in what the weights are.
+    hidden_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
+        LLM dimensions; ``max_position`` is the trained context in positions.
+    window_s : float
+        Length of a temporal block in seconds.
+    audio_tokens_per_s, positions_per_s : float
+        Token rate of sound; rotary positions per second.
+    frame_group : int
+        Frames per token group (2 for Qwen2.5-Omni: pairs).
+    pixel_unit : int
+        Frame sides are multiples of this many pixels.
+    video_batch : int
+        Most frames per `encode_video` call; a multiple of ``frame_group``. Depends on nothing but memory.
+    position_axes : int
+        Rows of ``position_ids`` (3: time, height, width).
+    stop_ids : frozenset of int
+        Ids that end an answer.
+    """
+
+    family: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+
+    name: str
+    revision: str
+    device: torch.device
+    dtype: torch.dtype
+    hidden_size: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position: int
+    window_s: float
+    audio_tokens_per_s: float
+    positions_per_s: float
+    frame_group: int
+    pixel_unit: int
+    video_batch: int
+    position_axes: int
+    stop_ids: frozenset[int]
+    tokenizer: Tokenizer
+
+    # ---- media ----
+
+    @abc.abstractmethod
+    def frame_size(
+        self,
+        width: int,
+        height: int,
+        n_frames: int | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_video_tokens: int | None = None,
+    ) -> tuple[int, int]:
+        """Return (height, width) in pixels to decode frames at.
+
+        Limits are pixels per frame, None takes the model's. ``max_video_tokens`` with ``n_frames`` lowers the upper
+        limit so that all frames together stay under 90 % of that many tokens (never below 1.05 x the lower limit).
+        """
+
+    @abc.abstractmethod
+    def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
+        """Encode uint8 frames (n, H, W, 3), RGB, n at most ``video_batch``.
+
+        n must be a multiple of ``frame_group`` in every call but the last, where the last frame is repeated.
+        ``capture``: subset of `CAPTURES` to compute as well.
+        """
+
+    @abc.abstractmethod
+    def measure_log_mel_max(self, blocks: Iterable[np.ndarray]) -> float:
+        """Return the largest log10 mel value of the whole clip: first of the two passes that make mel exact."""
+
+    @abc.abstractmethod
+    def audio_encoder(
+        self, log_mel_max: float | None = None, capture: frozenset[str] = frozenset(), batch_s: float = 30.0
+    ) -> AudioEncoder:
+        """Return a new stream. ``log_mel_max=None`` uses the running maximum of what has been heard (one pass)."""
+
+    @abc.abstractmethod
+    def assemble(
+        self,
+        video: Sequence[EncodedVideo],
+        frame_times: Sequence[float] | np.ndarray,
+        audio: Sequence[EncodedAudio],
+        start_s: float = 0.0,
+        end_s: float | None = None,
+    ) -> EncodedClip:
+        """Interleave pictures and sound on one clock and give every token its position.
+
+        Parameters
+        ----------
+        frame_times : (frames,)
+            True file seconds of every frame given to `encode_video`, ascending.
+        start_s, end_s : float
+            File second where the clip (and its sound) starts and ends. Positions count from ``start_s``.
+        """
+
+    # ---- text ----
+
+    @abc.abstractmethod
+    def prompt(self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = ()) -> Prompt:
+        """Return the chat-template ids around the media. ``history``: earlier (question, answer) pairs in order."""
+
+    @abc.abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings (n, D) of token ids (n,)."""
+
+    @abc.abstractmethod
+    def sequence(self, prompt: Prompt, clip: EncodedClip, tokens: MediaTokens | None = None) -> ModelInput:
+        """Return before | media | after as the LLM reads it; ``tokens`` is ``clip.tokens`` (None) or a selection."""
+
+    def query(self, prompt: Prompt) -> Query:
+        """Return the question as compression methods see it."""
+        return Query(embeddings=self.embed(prompt.after[prompt.question]), text=prompt.text)
+
+    # ---- layer loop ----
+
+    @abc.abstractmethod
+    def rope(self, position_ids: Tensor) -> Any:
+        """Return what `layer` needs for rotary positions (axes, n); `take` indexes it."""
+
+    @abc.abstractmethod
+    def take(self, rope: Any, index: Tensor | slice) -> Any:
+        """Return the rotary values of a subset of positions."""
+
+    @abc.abstractmethod
+    def layer(
+        self, index: int, hidden: Tensor, rope: Any, cache: KVCache | None, last_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run decoder layer ``index`` on hidden states (n, D) that follow what the cache holds; causal.
+
+        Returns the new hidden states and, if asked, the attention of the last of the n queries to all keys
+        (kv,) float32, mean over heads, sum 1.
+        """
+
+    @abc.abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits (n, vocab) float32 of last-layer hidden states (n, D): final norm and head."""
