@@ -1,0 +1,190 @@
+"""The types that carry everything from file to answer. Nothing here decodes, encodes or selects.
+
+Times are true seconds in the file (container start subtracted). Shapes are given as ``(N, D)``; N counts tokens in
+the order the model reads them, D is the width of the LLM's embedding space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Modality(IntEnum):
+    """What a token came from. Stored as int8 in ``MediaTokens.modality``."""
+
+    VIDEO = 0
+    AUDIO = 1
+
+
+@dataclass(frozen=True)
+class MediaTokens:
+    """Picture and sound tokens of one clip, in the order the model reads them (time order). Text never enters.
+
+    Attributes
+    ----------
+    features : Tensor (N, D)
+        Token embeddings in LLM space, model dtype.
+    modality : Tensor (N,) int8
+        Values of `Modality`.
+    start_s, end_s : Tensor (N,) float64
+        True seconds in the file that the token covers.
+    window : Tensor (N,) int64
+        Temporal block index: ``floor(start_s / window_s)`` with the model's block length (2 s for Qwen2.5-Omni).
+    row, col : Tensor (N,) int32
+        Cell of a picture token in its frame's merged grid; -1 for sound.
+    position_ids : Tensor (3, N) int64 or float32
+        Rotary positions, owned by the model; a selection gathers them unchanged.
+    saliency : Tensor (N,) float32 or None
+        Attention received in the last encoder block (mean 1 inside its window), if captured.
+    keys : Tensor (N, d_k) or None
+        Mean-over-heads encoder keys, if captured.
+    layer_features : Tensor (levels, N, D) or None
+        Extra per-layer features (Qwen3-Omni deepstack); zero rows for sound.
+    """
+
+    features: Tensor
+    modality: Tensor
+    start_s: Tensor
+    end_s: Tensor
+    window: Tensor
+    row: Tensor
+    col: Tensor
+    position_ids: Tensor
+    saliency: Tensor | None = None
+    keys: Tensor | None = None
+    layer_features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = self.features.shape[0]
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if value is None:
+                continue
+            axis = 1 if f.name in _TOKEN_AXIS_1 else 0
+            if value.shape[axis] != n:
+                raise ValueError(f"MediaTokens.{f.name} holds {value.shape[axis]} tokens, features hold {n}")
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def count(self, modality: Modality) -> int:
+        """Return the number of tokens of one modality."""
+        return int((self.modality == modality).sum())
+
+    def indices(self, modality: Modality) -> Tensor:
+        """Return the ascending indices (n,) int64 of one modality's tokens."""
+        return torch.nonzero(self.modality == modality).flatten()
+
+    def select(self, selection: Selection) -> MediaTokens:
+        """Return the selected tokens with everything that belongs to them (positions, times, deepstack rows)."""
+        idx = selection.indices
+        changes: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if value is not None:
+                axis = 1 if f.name in _TOKEN_AXIS_1 else 0
+                changes[f.name] = value.index_select(axis, idx)
+        if selection.features is not None:
+            changes["features"] = selection.features
+        return dataclasses.replace(self, **changes)
+
+
+_TOKEN_AXIS_1 = ("position_ids", "layer_features")
+
+
+@dataclass(frozen=True)
+class Query:
+    """The question, as a method sees it.
+
+    Attributes
+    ----------
+    embeddings : Tensor (n, D)
+        LLM input embeddings of the question's own tokens, not the template's.
+    text : str
+        The question itself.
+    """
+
+    embeddings: Tensor
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a method keeps.
+
+    Attributes
+    ----------
+    indices : Tensor (K,) int64
+        Strictly ascending indices into the `MediaTokens` it was given.
+    features : Tensor (K, D) or None
+        New features where tokens were merged; None keeps the originals.
+    report : dict
+        What the method wants to tell: budgets, scores, ``scorer``. JSON-serialisable.
+    """
+
+    indices: Tensor
+    features: Tensor | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of one modality that came out of the encoder and that entered the LLM."""
+
+    encoded: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class MediaUsed:
+    """Seconds of picture and sound that were used beside what the file holds, and the pictures' sampling.
+
+    ``width``/``height`` are the pixels given to the encoder, ``fps`` the mean rate of the sampled frames.
+    """
+
+    video_s: float
+    audio_s: float
+    video_present_s: float
+    audio_present_s: float
+    frames: int
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered question with everything needed to trust and to repeat it (`omni ask --json`)."""
+
+    id: str
+    media: str
+    question: str
+    answer: str
+    model: dict[str, Any]
+    preset: str
+    config: dict[str, Any]
+    media_used: MediaUsed
+    tokens: dict[str, Any]
+    stages: dict[str, float]
+    wall_s: float
+    time_to_first_token_s: float
+    peak_memory: dict[str, int | None]
+    flops: dict[str, float | None]
+    evidence: Sequence[dict[str, Any]] = ()
+    warnings: Sequence[str] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    status: str = "ok"
+    schema: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of product.md, keys in their documented order."""
+        out = dataclasses.asdict(self)
+        first = ["schema", "id", "media", "question", "answer", "status"]
+        return {k: out[k] for k in first} | {k: v for k, v in out.items() if k not in first}
