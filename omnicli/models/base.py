@@ -19,6 +19,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -93,12 +94,15 @@ class EncodedClip:
     next_position : int
         Rotary position of the first token after the uncompressed media. A selection keeps it, so that text is read at
         the same place whatever was dropped.
+    max_position : int
+        Largest position of any uncompressed media token, on any axis.
     video, audio : bool
         Which media are in the clip; chooses the markers around them.
     """
 
     tokens: MediaTokens
     next_position: int
+    max_position: int
     video: bool
     audio: bool
 
@@ -206,6 +210,18 @@ class OmniModel(abc.ABC):
     stop_ids: frozenset[int]
     tokenizer: Tokenizer
 
+    @classmethod
+    @abc.abstractmethod
+    def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
+        """Load a checkpoint folder in hub layout; raises `ModelError` if it is incomplete or of another kind."""
+
+    @classmethod
+    @abc.abstractmethod
+    def dummy(
+        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
+    ) -> OmniModel:
+        """Build the architecture of ``size`` with random weights, fewer ``layers`` or ``scale``-times the width."""
+
     # ---- media ----
 
     @abc.abstractmethod
@@ -273,7 +289,9 @@ class OmniModel(abc.ABC):
         """Return the input embeddings (n, D) of token ids (n,)."""
 
     @abc.abstractmethod
-    def sequence(self, prompt: Prompt, clip: EncodedClip, tokens: MediaTokens | None = None) -> ModelInput:
+    def sequence(
+        self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
+    ) -> ModelInput:
         """Return before | media | after as the LLM reads it; ``tokens`` is ``clip.tokens`` (None) or a selection."""
 
     def query(self, prompt: Prompt) -> Query:

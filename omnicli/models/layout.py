@@ -1,0 +1,265 @@
+"""Token layout of the Qwen-Omni family in closed form: patches, counts, order and rotary positions. No weights.
+
+Checked against the stock processor and ``get_rope_index`` in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnicli.models.base import EncodedAudio, EncodedClip, EncodedVideo
+from omnicli.types import MediaTokens, Modality
+
+_TIME_EPSILON = 1e-6  # seconds: a frame at 1.9999999 s from a rational time base is meant to be at 2 s
+
+
+def patchify(
+    frames: Tensor, mean: Sequence[float], std: Sequence[float], *, patch: int = 14, temporal: int = 2, merge: int = 2
+) -> Tensor:
+    """Turn uint8 frames into normalised patch rows.
+
+    Parameters
+    ----------
+    frames : Tensor (n, H, W, 3) uint8
+        H and W multiples of ``patch * merge``; the last frame is repeated until n is a multiple of ``temporal``.
+    mean, std : 3 floats
+        Of RGB in 0..1; applied as ``(x - 255 mean) / (255 std)`` in float32, as the stock processor does.
+
+    Returns
+    -------
+    Tensor (groups * H/patch * W/patch, 3 * temporal * patch * patch) float32
+        Merge-block order: groups in time, merged cells in raster order, the ``merge**2`` patches of a cell together.
+    """
+    n, height, width, channels = frames.shape
+    unit = patch * merge
+    if height % unit or width % unit or channels != 3 or n == 0:
+        raise ValueError(f"frames of shape {tuple(frames.shape)}: need n >= 1, RGB and sides that {unit} divides")
+    if missing := -n % temporal:
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    rows = frames.reshape(-1, temporal, height // unit, merge, patch, width // unit, merge, patch, 3)
+    rows = rows.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3, temporal * patch * patch).float()
+    shape = (3, 1)
+    rows = rows.sub_(torch.tensor(mean, device=frames.device).mul(255.0).view(shape))
+    return rows.div_(torch.tensor(std, device=frames.device).mul(255.0).view(shape)).flatten(1)
+
+
+def audio_token_count(mel_frames: int) -> int:
+    """Return the tokens that Qwen2.5-Omni's audio tower makes of so many mel frames: about one in four."""
+    return max(0, ((mel_frames - 1) // 2 + 1 - 2) // 2 + 1)
+
+
+def time_positions(times_s: np.ndarray | Sequence[float], start_s: float, per_second: float) -> Tensor:
+    """Return ``floor((time - start) * per_second)`` int64, never below 0."""
+    relative = np.maximum(np.asarray(times_s, np.float64) - start_s, 0.0)
+    return torch.from_numpy(np.floor((relative + _TIME_EPSILON) * per_second).astype(np.int64))
+
+
+def video_positions(time: Tensor, rows: int, cols: int) -> Tensor:
+    """Return relative positions (3, groups * rows * cols) int64 of picture tokens: time (groups,), row, column."""
+    groups = time.numel()
+    t = time.view(-1, 1, 1).expand(groups, rows, cols)
+    row = torch.arange(rows).view(1, -1, 1).expand(groups, rows, cols)
+    col = torch.arange(cols).view(1, 1, -1).expand(groups, rows, cols)
+    return torch.stack([t, row, col]).reshape(3, -1)
+
+
+def interleave(video_time: Tensor, audio_time: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Order picture and sound tokens: block by block of time, pictures first inside a block.
+
+    Parameters
+    ----------
+    video_time, audio_time : Tensor (nv,), (na,) int64
+        Ascending time positions relative to the clip's start.
+    block : int
+        Positions per block (2 s x 25 for Qwen2.5-Omni).
+
+    Returns
+    -------
+    order : Tensor (nv + na,) int64
+        Indices into the concatenation [video, audio].
+    run : Tensor (nv + na,) int64
+        In the new order, a number that is equal inside a run of one modality in one block.
+
+    Notes
+    -----
+    Equal to the stock processor while frame groups are at most one block apart. Beyond that the stock code counts
+    empty blocks one per *token*, which tears frames apart and detaches sound from its pictures; here a block is a
+    block of time.
+    """
+    key = torch.cat([video_time // block * 2, audio_time // block * 2 + 1])
+    run, order = torch.sort(key, stable=True)
+    return order, run
+
+
+def next_position(positions: Tensor, run: Tensor) -> int:
+    """Return the position after the media: 1 + the largest, over all axes, of the last run (stock behaviour).
+
+    Parameters
+    ----------
+    positions : Tensor (3, N)
+        In reading order, N >= 1.
+    run : Tensor (N,)
+        From `interleave`.
+    """
+    return int(positions[:, run == run[-1]].max()) + 1
+
+
+def capped_pixels(
+    min_pixels: int, max_pixels: int, n_frames: int, max_video_tokens: int, *, unit: int, temporal: int = 2
+) -> int:
+    """Return the upper pixel limit per frame under a budget of tokens for the whole video.
+
+    An even share of 90 % of ``max_video_tokens``, at least 1.05 x ``min_pixels`` (qwen-vl-utils and transformers'
+    ``cap_pixels_per_frame``).
+    """
+    share = int(max_video_tokens * unit * unit * 0.9) * temporal // max(1, n_frames)
+    return max(min(max_pixels, share), int(min_pixels * 1.05))
+
+
+def token_times(frame_times: np.ndarray, temporal: int, end_s: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return start and end seconds (groups,) of frame groups.
+
+    A group lasts from its first frame to the first frame of the next group; the last one to ``end_s`` if that is
+    nearer than the spacing of the groups before it, else for that spacing.
+    """
+    starts = frame_times[::temporal]
+    if len(starts) == 0:
+        return starts, starts
+    if len(starts) > 1:
+        typical = float(np.median(np.diff(starts)))
+    elif len(frame_times) > 1:
+        typical = float(frame_times[-1] - frame_times[0]) * temporal / (len(frame_times) - 1)
+    else:
+        typical = 0.0 if end_s is None else max(0.0, end_s - float(starts[0]))
+    last = max(float(frame_times[-1]), float(starts[-1]) + typical)
+    if end_s is not None and end_s > float(frame_times[-1]):
+        last = min(last, end_s)
+    ends = np.append(starts[1:], last)
+    return starts, ends
+
+
+@dataclass(frozen=True)
+class Clock:
+    """One clock for pictures and sound.
+
+    Attributes
+    ----------
+    start_s, end_s : float
+        File seconds between which the clip lies.
+    origin : int
+        Rotary position of the first media token.
+    positions_per_s : float
+        Time positions, and sound tokens, per second.
+    window_s : float
+        Length of a temporal block and of an interleaving block.
+    group : int
+        Frames per group.
+    """
+
+    start_s: float
+    end_s: float | None
+    origin: int
+    positions_per_s: float
+    window_s: float
+    group: int
+
+
+def assemble(
+    video: Sequence[EncodedVideo],
+    frame_times: np.ndarray,
+    audio: Sequence[EncodedAudio],
+    clock: Clock,
+    device: torch.device,
+) -> EncodedClip:
+    """Interleave encoded pieces and give every token its times and positions; see `OmniModel.assemble`.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to assemble, frame times and groups do not match, or frames differ in size.
+    """
+    groups, sounds = sum(v.groups for v in video), sum(a.features.shape[0] for a in audio)
+    if groups == 0 and sounds == 0:
+        raise ValueError("nothing to assemble: no picture and no sound token")
+    if -(-len(frame_times) // clock.group) != groups:
+        raise ValueError(f"{len(frame_times)} frame times do not fit {groups} groups of {clock.group} frames")
+    if len({(v.rows, v.cols) for v in video}) > 1:
+        raise ValueError("frames of different sizes in one clip")
+    rows, cols = (video[0].rows, video[0].cols) if groups else (0, 0)
+    cells, n_video = rows * cols, groups * rows * cols
+
+    starts, ends = token_times(frame_times, clock.group, clock.end_s)
+    picture = video_positions(time_positions(starts, clock.start_s, clock.positions_per_s), rows, cols)
+    ticks = torch.arange(sounds)
+    order, run = interleave(picture[0], ticks, round(clock.positions_per_s * clock.window_s))
+    positions = torch.cat([picture, ticks.expand(3, -1)], 1)[:, order] + clock.origin
+
+    token_s = 1.0 / clock.positions_per_s
+    start = torch.cat([_spread(starts, cells), clock.start_s + ticks.double() * token_s])
+    end = torch.cat([_spread(ends, cells), clock.start_s + (ticks + 1).double() * token_s])
+    blank = torch.full((sounds,), -1, dtype=torch.int32)
+    row = torch.cat([torch.arange(rows, dtype=torch.int32).repeat_interleave(cols).repeat(groups), blank])
+    col = torch.cat([torch.arange(cols, dtype=torch.int32).repeat(rows * groups), blank])
+    modality = torch.full((n_video + sounds,), int(Modality.VIDEO), dtype=torch.int8)
+    modality[n_video:] = int(Modality.AUDIO)
+
+    place = torch.argsort(order).to(device)  # where each token of [video, audio] goes
+    pieces = [*video, *audio]
+    tokens = MediaTokens(
+        features=_gather([p.features for p in pieces], place),
+        modality=modality[order].to(device),
+        start_s=start[order].to(device),
+        end_s=end[order].to(device),
+        window=torch.floor((start[order] + _TIME_EPSILON) / clock.window_s).long().to(device),
+        row=row[order].to(device),
+        col=col[order].to(device),
+        position_ids=positions.to(device),
+        saliency=_gather_all([p.saliency for p in pieces], place),
+        keys=_gather_keys([v.keys for v in video], [a.keys for a in audio], place),
+        layer_features=_gather_levels(video, sounds, place),
+    )
+    after = next_position(positions, run)
+    return EncodedClip(tokens, after, int(positions.max()), video=groups > 0, audio=sounds > 0)
+
+
+def _spread(seconds: np.ndarray, cells: int) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(seconds)).double().repeat_interleave(cells)
+
+
+def _gather(pieces: Sequence[Tensor], place: Tensor) -> Tensor:
+    """Copy pieces of [video, audio] to their places, without a second whole copy."""
+    out = pieces[0].new_empty((place.numel(), *pieces[0].shape[1:]))
+    begin = 0
+    for piece in pieces:
+        out[place[begin : begin + piece.shape[0]]] = piece
+        begin += piece.shape[0]
+    return out
+
+
+def _gather_all(pieces: Sequence[Tensor | None], place: Tensor) -> Tensor | None:
+    present = [p for p in pieces if p is not None]
+    return _gather(present, place) if present and len(present) == len(pieces) else None
+
+
+def _gather_keys(video: Sequence[Tensor | None], audio: Sequence[Tensor | None], place: Tensor) -> Tensor | None:
+    """Keys of the two towers differ in width: the narrower ones are padded with zeros (no effect on similarities)."""
+    present = [k for k in (*video, *audio) if k is not None]
+    if not present or len(present) != len(video) + len(audio):
+        return None
+    width = max(k.shape[1] for k in present)
+    return _gather([torch.nn.functional.pad(k, (0, width - k.shape[1])) for k in present], place)
+
+
+def _gather_levels(video: Sequence[EncodedVideo], sounds: int, place: Tensor) -> Tensor | None:
+    levels = [v.layer_features for v in video if v.layer_features is not None]
+    if not levels:
+        return None
+    joined = torch.cat(levels, 1)
+    out = joined.new_zeros(joined.shape[0], joined.shape[1] + sounds, joined.shape[2])
+    out[:, place[: joined.shape[1]]] = joined
+    return out

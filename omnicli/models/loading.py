@@ -1,0 +1,215 @@
+"""From a model's name to a loaded model. Never touches the network; only safetensors are read.
+
+A name is a short name, ``dummy:SIZE`` for random weights, a folder, or a hub id that is in the local hub cache. The
+family is found by the ``model_type`` in ``config.json``. Nothing here knows what is inside a family.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omnicli import registry
+from omnicli.errors import ModelError, near_names
+from omnicli.models.base import OmniModel
+
+POCKET = Path(__file__).parent / "pocket"
+"""Folder of the model inside the package."""
+
+SHORT_NAMES = {
+    "pocket": "",
+    "qwen2.5-omni-3b": "Qwen/Qwen2.5-Omni-3B",
+    "qwen2.5-omni-7b": "Qwen/Qwen2.5-Omni-7B",
+}
+"""Short names and the hub ids they stand for."""
+
+DUMMIES = {"qwen2.5-omni-7b": ("qwen2_5_omni", "7b"), "qwen2.5-omni-3b": ("qwen2_5_omni", "3b")}
+"""Names after ``dummy:`` -> family and size."""
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+
+
+def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> OmniModel:
+    """Load a model.
+
+    Parameters
+    ----------
+    name : str or Path
+        ``pocket``, another short name, a folder, a hub id in the local cache, or ``dummy:NAME[,layers=N][,scale=F]``
+        for the architecture with random weights (fewer layers, smaller widths).
+    device : str
+        ``auto`` is CUDA if there is one, else the CPU.
+    dtype : str
+        ``auto`` is bfloat16 on CUDA and float32 on a CPU.
+
+    Raises
+    ------
+    ModelError
+        In one line: an unknown name, missing or incomplete weights, an unsupported architecture or device.
+    """
+    name = str(name)
+    where = resolve_device(device)
+    what = resolve_dtype(dtype, where)
+    if name.startswith("dummy:"):
+        return _dummy(name, where, what)
+    folder, revision = find_folder(name)
+    family = _family(name, _read_config(name, folder))
+    check_weights(name, folder)
+    return family.load(folder, name=name, revision=revision, device=where, dtype=what)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `ModelError` if it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
+        raise ModelError(f"device {device} is not available; {torch.cuda.device_count()} CUDA devices found, use cpu")
+    return found
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype meant by ``auto`` or a name in `DTYPES`."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}{near_names(dtype, ['auto', *DTYPES])}")
+    return DTYPES[dtype]
+
+
+def find_folder(name: str) -> tuple[Path, str]:
+    """Return the checkpoint folder of a name and its revision (hub commit, or ``local``)."""
+    if name == "pocket":
+        if not (POCKET / "config.json").is_file():
+            raise ModelError("the pocket model is not in this installation; make it with: omni train pocket")
+        return POCKET, "packaged"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path, "local"
+    hub_id = SHORT_NAMES.get(name.lower(), name)
+    looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
+    if looks_like_path or path.exists():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise ModelError(f"{name} {what}; give a checkpoint folder with config.json and *.safetensors")
+    if "/" not in hub_id:
+        known = [*SHORT_NAMES, *(f"dummy:{d}" for d in DUMMIES)]
+        raise ModelError(f"unknown model {name!r}{near_names(name, known)}")
+    return _from_cache(hub_id)
+
+
+def _from_cache(hub_id: str) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True))
+    except HFValidationError:
+        raise ModelError(f"{hub_id!r} is neither a folder nor a hub id") from None
+    except (LocalEntryNotFoundError, OSError):
+        raise ModelError(f"{hub_id} is not in the local hub cache; get it with: hf download {hub_id}") from None
+    return folder, folder.name
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{name}: no config.json in {folder}; {_again(name)}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{name}: {file} cannot be read ({error.__class__.__name__}); {_again(name)}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{name}: {file} is not a model configuration; {_again(name)}")
+    return config
+
+
+def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
+    model_type = config.get("model_type")
+    supported: list[str] = []
+    for family in registry.models().values():
+        if model_type in family.model_types:
+            return family
+        supported.extend(family.model_types)
+    raise ModelError(f"{name}: model type {model_type!r} is not supported; supported: {', '.join(sorted(supported))}")
+
+
+def check_weights(name: str, folder: Path) -> None:
+    """Raise `ModelError` unless every safetensors file of a checkpoint is there in full length."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError):
+            raise ModelError(f"{name}: {index} is damaged; {_again(name)}") from None
+    elif (folder / "model.safetensors").is_file():
+        files = ["model.safetensors"]
+    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise ModelError(f"{name}: {folder} holds no safetensors; other weight files are not read, convert them first")
+    else:
+        raise ModelError(f"{name}: no model.safetensors in {folder}; {_again(name)}")
+    missing = [f for f in files if not (folder / f).is_file()]
+    if missing:
+        raise ModelError(
+            f"{name}: {len(missing)} of {len(files)} weight files are missing, {missing[0]} first; {_again(name)}"
+        )
+    for file in files:
+        if not _is_complete(folder / file):
+            raise ModelError(f"{name}: {folder / file} is damaged or only partly downloaded; {_again(name)}")
+
+
+def _is_complete(file: Path) -> bool:
+    """Compare a safetensors file's size with what its header promises."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or length > size - 8:
+            return False
+        try:
+            header = json.loads(handle.read(length))
+            promised = max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+    return size == 8 + length + promised
+
+
+def _again(name: str) -> str:
+    hub_id = SHORT_NAMES.get(name.lower(), name)
+    if Path(name).expanduser().exists() or "/" not in hub_id:
+        return "copy or download the checkpoint again"
+    return f"get it with: hf download {hub_id}"
+
+
+def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
+    size, *options = name.removeprefix("dummy:").split(",")
+    if size.lower() not in DUMMIES:
+        raise ModelError(f"no dummy weights called {size!r}{near_names(size, DUMMIES)}")
+    layers, scale = None, 1.0
+    for option in options:
+        key, _, value = option.partition("=")
+        try:
+            if key == "layers":
+                layers = int(value)
+                continue
+            if key == "scale":
+                scale = float(value)
+                continue
+        except ValueError:
+            pass
+        raise ModelError(f"{name}: cannot read {option!r}; options are layers=N and scale=F")
+    family_name, key = DUMMIES[size.lower()]
+    family = registry.models()[family_name]
+    return family.dummy(key, name=name, device=device, dtype=dtype, layers=layers, scale=scale)

@@ -1,0 +1,471 @@
+"""Qwen2.5-Omni (thinker): the only file that touches this family's transformers code.
+
+The stock modules do all the arithmetic; the loops around them are ours: pictures frame pair by frame pair (the vision
+tower never looks across pairs), sound in 2-second windows (the audio tower never looks across them), the LLM layer by
+layer. Equal-sized attention windows run as one batched call instead of one call each. Not known here: files, methods.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional as F
+
+from omnicli.errors import ModelError
+from omnicli.models import chat, layout
+from omnicli.models.attention import causal_attention, last_query_attention, received_attention
+from omnicli.models.base import (
+    KEYS,
+    SALIENCY,
+    AudioEncoder,
+    EncodedAudio,
+    EncodedClip,
+    EncodedVideo,
+    ModelInput,
+    OmniModel,
+    Prompt,
+)
+from omnicli.models.mel import SILENCE, LogMel, log_mel_maximum, normalise_log_mel
+from omnicli.types import MediaTokens
+
+TRANSFORMERS = "5.23"
+if not transformers.__version__.startswith(TRANSFORMERS + "."):
+    raise ModelError(
+        f"qwen2_5_omni.py is written for transformers {TRANSFORMERS}.x, {transformers.__version__} is installed; "
+        f"pip install 'transformers=={TRANSFORMERS}.*'"
+    )
+
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker  # noqa: E402
+from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as stock  # noqa: E402
+from transformers.vision_utils import get_vision_position_ids  # noqa: E402
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
+"""Per frame: what the stock processor class sets, whatever the checkpoint's picture limits are."""
+_PICTURE_LIMITS = (3136, 12_845_056)  # written in the released preprocessor files; the stock class overrides them
+_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a checkpoint's ``preprocessor_config.json`` says about pictures."""
+
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    min_pixels: int = MIN_PIXELS
+    max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def read(cls, folder: Path) -> Preprocessing:
+        """Read a checkpoint folder; what is missing is Qwen's default."""
+        file = folder / "preprocessor_config.json"
+        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        size = data.get("size") or {}
+        limits = (
+            int(size.get("shortest_edge") or data.get("min_pixels") or MIN_PIXELS),
+            int(size.get("longest_edge") or data.get("max_pixels") or MAX_PIXELS),
+        )
+        if limits == _PICTURE_LIMITS:
+            limits = (MIN_PIXELS, MAX_PIXELS)
+        return cls(
+            tuple(data.get("image_mean") or CLIP_MEAN), tuple(data.get("image_std") or CLIP_STD), limits[0], limits[1]
+        )
+
+
+class Qwen25Omni(OmniModel):
+    """Qwen2.5-Omni's thinker behind `OmniModel`. ``thinker`` is the stock module, untouched."""
+
+    family = "qwen2_5_omni"
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_omni", "qwen2_5_omni_thinker")
+
+    def __init__(
+        self,
+        thinker: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str = "local",
+        folder: Path | None = None,
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        self.thinker = thinker.eval()
+        self.name, self.revision = name, revision
+        body, config = thinker.model, thinker.config
+        self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
+        weight = thinker.lm_head.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        text, vision, audio = config.text_config, config.vision_config, config.audio_config
+        self.hidden_size, self.depth = text.hidden_size, text.num_hidden_layers
+        self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
+        self.head_dim = self._text.layers[0].self_attn.head_dim
+        self.vocab_size, self.max_position = text.vocab_size, text.max_position_embeddings
+        self.position_axes = 3
+        self.window_s = float(config.seconds_per_chunk)
+        self.positions_per_s = self.audio_tokens_per_s = float(config.position_id_per_seconds)
+        self.frame_group, self._merge = int(vision.temporal_patch_size), vision.spatial_merge_size
+        self._patch = int(vision.patch_size)
+        self.pixel_unit = self._patch * self._merge
+        self.video_batch = 32
+        self._mel_window, self._mel_bands = audio.n_window * 2, audio.num_mel_bins
+        if any(kind != "full_attention" for kind in text.layer_types):
+            raise ModelError(f"{name}: sliding-window LLM layers are not supported for Qwen2.5-Omni")
+        self.preprocessing = Preprocessing.read(folder) if folder is not None else Preprocessing()
+        self.tokenizer: chat.TextTokenizer = chat.TextTokenizer(tokenizer)
+        self._template = chat.find_template(tokenizer, folder)
+        ids = (config.video_token_id, config.audio_token_id, config.audio_start_token_id, config.audio_end_token_id)
+        self._markers = chat.Markers(*tokenizer.convert_ids_to_tokens(list(ids)))
+        known = tokenizer.get_vocab()
+        self.stop_ids = frozenset(stop_ids) | {known[t] for t in _STOP_TOKENS if t in known}
+        self._plan = lru_cache(maxsize=8)(self._make_plan)
+        self._before = lru_cache(maxsize=4)(lambda video, audio: len(self.prompt("", video=video, audio=audio).before))
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> Qwen25Omni:
+        """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
+        from transformers import AutoTokenizer
+
+        thinker, info = Thinker.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ModelError(f"{name}: {len(missing)} weights are missing in {folder}, the first is {missing[0]}")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
+        stop: set[int] = set()
+        sources = [thinker.config, thinker.config.text_config, thinker.generation_config, tokenizer]
+        for value in (getattr(source, "eos_token_id", None) for source in sources):
+            stop.update([value] if isinstance(value, int) else value or ())
+        return cls(thinker.to(device), tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
+
+    @classmethod
+    def dummy(
+        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
+    ) -> Qwen25Omni:
+        """Build the thinker of ``size`` ("7b", "3b") with random weights on the device; no files are read."""
+        from omnicli.models import dummy
+
+        config, tokenizer = dummy.qwen2_5_omni(size, layers=layers, scale=scale)
+        return cls(dummy.random_model(Thinker, config, device, dtype), tokenizer, name=name, revision="random")
+
+    # ---- pictures ----
+
+    def frame_size(
+        self,
+        width: int,
+        height: int,
+        n_frames: int | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_video_tokens: int | None = None,
+    ) -> tuple[int, int]:
+        """See `OmniModel.frame_size`; without a token budget the stock processor's sizes."""
+        from omnicli.media.sampling import smart_resize
+
+        low = self.preprocessing.min_pixels if min_pixels is None else min_pixels
+        high = self.preprocessing.max_pixels if max_pixels is None else max_pixels
+        low = min(low, high)
+        if max_video_tokens is not None and n_frames is not None:
+            high = layout.capped_pixels(
+                low, high, n_frames, max_video_tokens, unit=self.pixel_unit, temporal=self.frame_group
+            )
+        return smart_resize(height, width, self.pixel_unit, low, high)
+
+    @torch.no_grad()
+    def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
+        """See `OmniModel.encode_video`. uint8 goes to the device; normalising happens there."""
+        pre = self.preprocessing
+        rows = layout.patchify(
+            frames.to(self.device),
+            pre.mean,
+            pre.std,
+            patch=self._patch,
+            temporal=self.frame_group,
+            merge=self._merge,
+        )
+        grid = (frames.shape[1] // self._patch, frames.shape[2] // self._patch)
+        return self.encode_patches(rows, grid, capture)
+
+    def encode_patches(
+        self, rows: Tensor, grid: tuple[int, int], capture: frozenset[str] = frozenset()
+    ) -> EncodedVideo:
+        """Encode patch rows (groups * h * w, 3 * temporal * patch**2) of a patch grid (h, w); differentiable."""
+        visual, plan = self._visual, self._plan(*grid)
+        size = grid[0] * grid[1]
+        groups = rows.shape[0] // size
+        kernel = visual.patch_embed.proj.weight
+        # Stride equals kernel size: the convolution is a matrix product, and much faster as one.
+        hidden = F.linear(rows.to(kernel.dtype), kernel.flatten(1)).view(groups, size, -1)[:, plan.patches]
+        query = key = hidden
+        spans = plan.windows
+        for index, block in enumerate(visual.blocks):
+            attn = block.attn
+            x = block.norm1(hidden)
+            query, key, value = (m(x).view(groups, size, attn.num_heads, -1) for m in (attn.q, attn.k, attn.v))
+            query, key = stock.apply_rotary_pos_emb_vision(query, key, plan.cos, plan.sin)
+            spans = [(0, size, size)] if index in visual.fullatt_block_indexes else plan.windows
+            mixed = [
+                F.scaled_dot_product_attention(*(_split(t, s) for t in (query, key, value)), scale=attn.scaling)
+                .transpose(1, 2)
+                .reshape(groups, s[1] - s[0], -1)
+                for s in spans
+            ]
+            hidden = hidden + attn.proj(torch.cat(mixed, 1))
+            hidden = hidden + block.mlp(block.norm2(hidden))
+        features = visual.merger(hidden.reshape(groups * size, -1)).view(groups, plan.cells.numel(), -1)
+        features = features[:, plan.cells].flatten(0, 1)
+        saliency = keys = None
+        if SALIENCY in capture:
+            scale = visual.blocks[-1].attn.scaling
+            got = [received_attention(_split(query, s), _split(key, s), scale).view(groups, -1) for s in spans]
+            saliency = self._per_cell(torch.cat(got, 1).unsqueeze(-1), plan).flatten()
+        if KEYS in capture:
+            keys = self._per_cell(key.mean(2), plan)
+        height, width = grid[0] // self._merge, grid[1] // self._merge
+        return EncodedVideo(features, groups, height, width, saliency, keys)
+
+    def _per_cell(self, values: Tensor, plan: _VisionPlan) -> Tensor:
+        """Average (groups, patches, k) over the patches of a merged cell; cells back in raster order (n, k)."""
+        groups, size, k = values.shape
+        unit = self._merge**2
+        return values.view(groups, size // unit, unit, k).mean(2)[:, plan.cells].flatten(0, 1)
+
+    def _make_plan(self, height: int, width: int) -> _VisionPlan:
+        merge, visual = self._merge, self._visual
+        side = visual.window_size // merge // self._patch
+        rows, cols = height // merge, width // merge
+        row, col = torch.arange(rows).view(-1, 1), torch.arange(cols).view(1, -1)
+        window = (row // side * (cols // side + 1) + col // side).flatten()
+        _, window = torch.unique(window, return_inverse=True)
+        sizes = torch.bincount(window)
+        # Windows of equal size become neighbours, so that each size is one batched attention call.
+        order = torch.argsort(sizes[window] * (len(sizes) + 1) + window, stable=True)
+        unit = merge * merge
+        patches = (order.view(-1, 1) * unit + torch.arange(unit)).flatten()
+        spans, begin = [], 0
+        for n in torch.unique(sizes).tolist():
+            end = begin + int((sizes == n).sum()) * n * unit
+            spans.append((begin, end, n * unit))
+            begin = end
+        ids = get_vision_position_ids(torch.tensor([[1, height, width]]), merge)[patches]
+        cos, sin = visual.rotary_pos_emb(visual.merger.ln_q.weight, ids.to(self.device))
+        return _VisionPlan(patches.to(self.device), torch.argsort(order).to(self.device), spans, cos, sin)
+
+    # ---- sound ----
+
+    def measure_log_mel_max(self, blocks: Iterable[np.ndarray]) -> float:
+        """See `OmniModel.measure_log_mel_max`."""
+        return log_mel_maximum(blocks, self._mel_bands)
+
+    def audio_encoder(
+        self, log_mel_max: float | None = None, capture: frozenset[str] = frozenset(), batch_s: float = 30.0
+    ) -> AudioEncoder:
+        """See `OmniModel.audio_encoder`."""
+        frames = max(1, round(batch_s * 100 / self._mel_window)) * self._mel_window
+        return _AudioStream(self, log_mel_max, capture, frames)
+
+    @torch.no_grad()
+    def encode_mel(self, mel: Tensor, capture: frozenset[str] = frozenset()) -> list[EncodedAudio]:
+        """Encode normalised mel frames (bands, k) that start on a window border; one or two pieces, in order."""
+        whole = mel.shape[1] // self._mel_window * self._mel_window
+        pieces = []
+        if whole:
+            windows = mel[:, :whole].unflatten(1, (-1, self._mel_window)).transpose(0, 1)
+            pieces.append(self.encode_sound_windows(windows, capture))
+        if layout.audio_token_count(mel.shape[1] - whole):
+            pieces.append(self.encode_sound_windows(mel[None, :, whole:], capture))
+        return pieces
+
+    def encode_sound_windows(self, windows: Tensor, capture: frozenset[str] = frozenset()) -> EncodedAudio:
+        """Encode independent windows (n, bands, k) of k mel frames each, k at most 200; differentiable."""
+        tower = self._audio
+        n = windows.shape[0]
+        hidden = F.gelu(tower.conv1(windows.to(self.device, tower.conv1.weight.dtype)))
+        hidden = F.gelu(tower.conv2(hidden)).transpose(1, 2)
+        length = hidden.shape[1]
+        hidden = hidden + tower.positional_embedding(length).to(hidden.dtype)
+        query = key = hidden
+        for layer in tower.layers:
+            attn = layer.self_attn
+            x = layer.self_attn_layer_norm(hidden)
+            query, key, value = (
+                m(x).view(n, length, attn.num_heads, -1).transpose(1, 2)
+                for m in (attn.q_proj, attn.k_proj, attn.v_proj)
+            )
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scaling)
+            hidden = hidden + attn.out_proj(mixed.transpose(1, 2).reshape(n, length, -1))
+            x = layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
+            hidden = hidden + x
+            if hidden.dtype == torch.float16:
+                limit = torch.finfo(torch.float16).max - 1000
+                hidden = hidden.clamp(-limit, limit)
+        even = length // 2 * 2
+        hidden = (hidden[:, 0:even:2] + hidden[:, 1:even:2]) / 2
+        features = tower.proj(tower.ln_post(hidden)).flatten(0, 1)
+        saliency = keys = None
+        if SALIENCY in capture:
+            got = received_attention(query, key, tower.layers[-1].self_attn.scaling)
+            saliency = got[:, :even].unflatten(1, (-1, 2)).mean(2).flatten()
+        if KEYS in capture:
+            keys = key.mean(1)[:, :even].unflatten(1, (-1, 2)).mean(2).flatten(0, 1)
+        return EncodedAudio(features, saliency, keys)
+
+    # ---- one clock ----
+
+    def assemble(
+        self,
+        video: Sequence[EncodedVideo],
+        frame_times: Sequence[float] | np.ndarray,
+        audio: Sequence[EncodedAudio],
+        start_s: float = 0.0,
+        end_s: float | None = None,
+    ) -> EncodedClip:
+        """See `OmniModel.assemble`. Order and positions as the stock processor and ``get_rope_index`` give them."""
+        origin = self._before(bool(video), bool(audio)) - (1 if video and audio else 0)
+        return layout.assemble(
+            video,
+            np.asarray(frame_times, np.float64),
+            audio,
+            layout.Clock(
+                start_s=start_s,
+                end_s=end_s,
+                origin=origin,
+                positions_per_s=self.positions_per_s,
+                window_s=self.window_s,
+                group=self.frame_group,
+            ),
+            self.device,
+        )
+
+    # ---- text ----
+
+    def prompt(self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = ()) -> Prompt:
+        """See `OmniModel.prompt`."""
+        built = chat.build_prompt(
+            self.tokenizer, self._template, self._markers, question, video=video, audio=audio, history=history
+        )
+        return Prompt(built.before.to(self.device), built.after.to(self.device), built.question, built.text)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """See `OmniModel.embed`."""
+        return self._text.embed_tokens(ids)
+
+    @torch.no_grad()
+    def sequence(
+        self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
+    ) -> ModelInput:
+        """See `OmniModel.sequence`. With pictures and sound the two marks on either side share one position."""
+        before = torch.arange(prompt.before.numel(), device=self.device)
+        after = torch.arange(prompt.after.numel(), device=self.device)
+        if clip is None:
+            embeds = self.embed(torch.cat([prompt.before, prompt.after]))
+            position_ids = torch.arange(embeds.shape[0], device=self.device).expand(3, -1)
+            return ModelInput(embeds, position_ids, slice(0, 0), embeds.shape[0])
+        media = clip.tokens if tokens is None else tokens
+        if clip.video and clip.audio:
+            before[-1] -= 1
+            after[1:] -= 1
+        after += clip.next_position
+        embeds = torch.cat([self.embed(prompt.before), media.features.to(self.dtype), self.embed(prompt.after)])
+        position_ids = torch.cat([before.expand(3, -1), media.position_ids, after.expand(3, -1)], 1)
+        span = slice(before.numel(), before.numel() + len(media))
+        return ModelInput(embeds, position_ids, span, max(int(after[-1]), clip.max_position) + 1)
+
+    # ---- layer loop ----
+
+    def rope(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin (1, n, head_dim) of multi-axis positions (3, n)."""
+        return self._text.rotary_emb(self.thinker.lm_head.weight, position_ids[:, None])
+
+    def take(self, rope: tuple[Tensor, Tensor], index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """See `OmniModel.take`."""
+        return rope[0][:, index], rope[1][:, index]
+
+    def layer(
+        self, index: int, hidden: Tensor, rope: Any, cache: Any = None, last_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `OmniModel.layer`; differentiable with ``cache=None``."""
+        block = self._text.layers[index]
+        attn, n = block.self_attn, hidden.shape[0]
+        x = block.input_layernorm(hidden)
+        query, key, value = (
+            m(x).view(1, n, -1, self.head_dim).transpose(1, 2) for m in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
+        query, key = stock.apply_rotary_pos_emb(query, key, *rope)
+        if cache is not None:
+            key, value = cache.update(key, value, index)
+        mixed = causal_attention(query, key, value, attn.scaling)
+        received = last_query_attention(query, key, attn.scaling) if last_attention else None
+        hidden = hidden + attn.o_proj(mixed.transpose(1, 2).reshape(n, -1))
+        return hidden + block.mlp(block.post_attention_layernorm(hidden)), received
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `OmniModel.logits`."""
+        return self.thinker.lm_head(self._text.norm(hidden)).float()
+
+
+@dataclass(frozen=True)
+class _VisionPlan:
+    """What depends on the frame size only: patch order, its inverse over cells, window spans, rotary values."""
+
+    patches: Tensor  # (hw,) order in which the blocks see the patches
+    cells: Tensor  # (cells,) where each raster cell is in that order
+    windows: list[tuple[int, int, int]]  # (begin, end, patches per window)
+    cos: Tensor
+    sin: Tensor
+
+
+def _split(x: Tensor, span: tuple[int, int, int]) -> Tensor:
+    """Cut (groups, patches, heads, d) into windows: (groups * windows, heads, patches per window, d)."""
+    begin, end, size = span
+    return x[:, begin:end].reshape(-1, size, *x.shape[2:]).transpose(1, 2)
+
+
+class _AudioStream(AudioEncoder):
+    """Collects mel frames to batches of whole windows and encodes them."""
+
+    def __init__(self, model: Qwen25Omni, maximum: float | None, capture: frozenset[str], batch: int) -> None:
+        self._model, self._capture, self._batch = model, capture, batch
+        self._maximum = maximum
+        self._mel = LogMel(model._mel_bands)
+        self._frames = torch.zeros(model._mel_bands, 0)
+
+    def feed(self, samples: np.ndarray) -> list[EncodedAudio]:
+        """See `AudioEncoder.feed`."""
+        self._frames = torch.cat([self._frames, self._mel.feed(samples)], 1)
+        pieces = []
+        while self._frames.shape[1] >= self._batch:
+            pieces += self._encode(self._frames[:, : self._batch])
+            self._frames = self._frames[:, self._batch :]
+        return pieces
+
+    def finish(self) -> list[EncodedAudio]:
+        """See `AudioEncoder.finish`."""
+        self._frames = torch.cat([self._frames, self._mel.finish()], 1)
+        frames, self._frames = self._frames, self._frames[:, :0]
+        return [p for part in frames.split(self._batch, 1) for p in self._encode(part)] if frames.shape[1] else []
+
+    def _encode(self, frames: Tensor) -> list[EncodedAudio]:
+        maximum = self._mel.maximum if self._maximum is None else max(self._maximum, SILENCE)
+        return self._model.encode_mel(normalise_log_mel(frames, maximum), self._capture)
+
+
+MODEL = Qwen25Omni
+"""The class that `omnicli.models.loading` uses for this file."""
