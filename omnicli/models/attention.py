@@ -53,7 +53,7 @@ def _past_and_present(query: Tensor, key: Tensor, value: Tensor, scale: float) -
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     past, past_lse = flash(query, key[:, :, : kv - n], value[:, :, : kv - n], scale=scale)
     own, own_lse = flash(query, key[:, :, kv - n :], value[:, :, kv - n :], is_causal=True, scale=scale)
-    weight = torch.sigmoid(past_lse - own_lse).view(query.shape[0], n, -1).transpose(1, 2).unsqueeze(-1)
+    weight = torch.sigmoid(past_lse - own_lse).view(query.shape[:3]).unsqueeze(-1)
     return (past.float() * weight + own.float() * (1 - weight)).to(query.dtype)
 
 

@@ -48,6 +48,35 @@ def patchify(
     return rows.div_(torch.tensor(std, device=frames.device).mul(255.0).view(shape)).flatten(1)
 
 
+def window_order(rows: int, cols: int, side: int) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Order the cells of a grid window by window, windows of equal size next to each other.
+
+    Parameters
+    ----------
+    rows, cols : int
+        Cells of the merged grid.
+    side : int
+        Cells along a window's edge; windows at the right and lower border are smaller.
+
+    Returns
+    -------
+    order : Tensor (rows * cols,) int64
+        Raster indices of the cells; raster order inside each window.
+    spans : list of (begin, end, size)
+        Stretches of ``order`` made of windows of ``size`` cells, which can be attended to in one batched call.
+    """
+    row, col = torch.arange(rows).view(-1, 1), torch.arange(cols).view(1, -1)
+    window = torch.unique((row // side * cols + col // side).flatten(), return_inverse=True)[1]
+    sizes = torch.bincount(window)
+    order = torch.argsort(sizes[window] * len(sizes) + window, stable=True)
+    spans, begin = [], 0
+    for size in torch.unique(sizes).tolist():
+        end = begin + int((sizes == size).sum()) * size
+        spans.append((begin, end, size))
+        begin = end
+    return order, spans
+
+
 def audio_token_count(mel_frames: int) -> int:
     """Return the tokens that Qwen2.5-Omni's audio tower makes of so many mel frames: about one in four."""
     return max(0, ((mel_frames - 1) // 2 + 1 - 2) // 2 + 1)

@@ -6,6 +6,7 @@ family is found by the ``model_type`` in ``config.json``. Nothing here knows wha
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 
-from omnicli import registry
 from omnicli.errors import ModelError, near_names
 from omnicli.models.base import OmniModel
 
@@ -137,10 +137,15 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
     return config
 
 
+def _families() -> dict[str, type[OmniModel]]:
+    """Return the families by file name."""
+    return {name: importlib.import_module(f"omnicli.models.{name}").MODEL for name in ("qwen2_5_omni",)}
+
+
 def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
     model_type = config.get("model_type")
     supported: list[str] = []
-    for family in registry.models().values():
+    for family in _families().values():
         if model_type in family.model_types:
             return family
         supported.extend(family.model_types)
@@ -211,5 +216,5 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
             pass
         raise ModelError(f"{name}: cannot read {option!r}; options are layers=N and scale=F")
     family_name, key = DUMMIES[size.lower()]
-    family = registry.models()[family_name]
+    family = _families()[family_name]
     return family.dummy(key, name=name, device=device, dtype=dtype, layers=layers, scale=scale)

@@ -7,8 +7,8 @@ layer. Equal-sized attention windows run as one batched call instead of one call
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,8 @@ from omnicli.models.base import (
     OmniModel,
     Prompt,
 )
-from omnicli.models.mel import SILENCE, LogMel, log_mel_maximum, normalise_log_mel
+from omnicli.models.mel import log_mel_maximum
+from omnicli.models.preprocessing import Preprocessing, WindowedAudioEncoder
 from omnicli.types import MediaTokens
 
 TRANSFORMERS = "5.23"
@@ -46,40 +47,10 @@ if not transformers.__version__.startswith(TRANSFORMERS + "."):
 
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker  # noqa: E402
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as stock  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 from transformers.vision_utils import get_vision_position_ids  # noqa: E402
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
-"""Per frame: what the stock processor class sets, whatever the checkpoint's picture limits are."""
-_PICTURE_LIMITS = (3136, 12_845_056)  # written in the released preprocessor files; the stock class overrides them
 _STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a checkpoint's ``preprocessor_config.json`` says about pictures."""
-
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
-    min_pixels: int = MIN_PIXELS
-    max_pixels: int = MAX_PIXELS
-
-    @classmethod
-    def read(cls, folder: Path) -> Preprocessing:
-        """Read a checkpoint folder; what is missing is Qwen's default."""
-        file = folder / "preprocessor_config.json"
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        size = data.get("size") or {}
-        limits = (
-            int(size.get("shortest_edge") or data.get("min_pixels") or MIN_PIXELS),
-            int(size.get("longest_edge") or data.get("max_pixels") or MAX_PIXELS),
-        )
-        if limits == _PICTURE_LIMITS:
-            limits = (MIN_PIXELS, MAX_PIXELS)
-        return cls(
-            tuple(data.get("image_mean") or CLIP_MEAN), tuple(data.get("image_std") or CLIP_STD), limits[0], limits[1]
-        )
 
 
 class Qwen25Omni(OmniModel):
@@ -134,20 +105,21 @@ class Qwen25Omni(OmniModel):
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
         from transformers import AutoTokenizer
 
-        thinker, info = Thinker.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            thinker, info = Thinker.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
         if missing := sorted(info["missing_keys"]):
             raise ModelError(f"{name}: {len(missing)} weights are missing in {folder}, the first is {missing[0]}")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
         stop: set[int] = set()
         sources = [thinker.config, thinker.config.text_config, thinker.generation_config, tokenizer]
         for value in (getattr(source, "eos_token_id", None) for source in sources):
@@ -250,20 +222,10 @@ class Qwen25Omni(OmniModel):
     def _make_plan(self, height: int, width: int) -> _VisionPlan:
         merge, visual = self._merge, self._visual
         side = visual.window_size // merge // self._patch
-        rows, cols = height // merge, width // merge
-        row, col = torch.arange(rows).view(-1, 1), torch.arange(cols).view(1, -1)
-        window = (row // side * (cols // side + 1) + col // side).flatten()
-        _, window = torch.unique(window, return_inverse=True)
-        sizes = torch.bincount(window)
-        # Windows of equal size become neighbours, so that each size is one batched attention call.
-        order = torch.argsort(sizes[window] * (len(sizes) + 1) + window, stable=True)
+        order, spans = layout.window_order(height // merge, width // merge, side)
         unit = merge * merge
         patches = (order.view(-1, 1) * unit + torch.arange(unit)).flatten()
-        spans, begin = [], 0
-        for n in torch.unique(sizes).tolist():
-            end = begin + int((sizes == n).sum()) * n * unit
-            spans.append((begin, end, n * unit))
-            begin = end
+        spans = [(begin * unit, end * unit, size * unit) for begin, end, size in spans]
         ids = get_vision_position_ids(torch.tensor([[1, height, width]]), merge)[patches]
         cos, sin = visual.rotary_pos_emb(visual.merger.ln_q.weight, ids.to(self.device))
         return _VisionPlan(patches.to(self.device), torch.argsort(order).to(self.device), spans, cos, sin)
@@ -279,7 +241,9 @@ class Qwen25Omni(OmniModel):
     ) -> AudioEncoder:
         """See `OmniModel.audio_encoder`."""
         frames = max(1, round(batch_s * 100 / self._mel_window)) * self._mel_window
-        return _AudioStream(self, log_mel_max, capture, frames)
+        return WindowedAudioEncoder(
+            lambda mel: self.encode_mel(mel, capture), self._mel_bands, batch_frames=frames, maximum=log_mel_max
+        )
 
     @torch.no_grad()
     def encode_mel(self, mel: Tensor, capture: frozenset[str] = frozenset()) -> list[EncodedAudio]:
@@ -421,6 +385,21 @@ class Qwen25Omni(OmniModel):
         return self.thinker.lm_head(self._text.norm(hidden)).float()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and notes about the unused talker off stderr; errors still raise."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
 @dataclass(frozen=True)
 class _VisionPlan:
     """What depends on the frame size only: patch order, its inverse over cells, window spans, rotary values."""
@@ -436,35 +415,6 @@ def _split(x: Tensor, span: tuple[int, int, int]) -> Tensor:
     """Cut (groups, patches, heads, d) into windows: (groups * windows, heads, patches per window, d)."""
     begin, end, size = span
     return x[:, begin:end].reshape(-1, size, *x.shape[2:]).transpose(1, 2)
-
-
-class _AudioStream(AudioEncoder):
-    """Collects mel frames to batches of whole windows and encodes them."""
-
-    def __init__(self, model: Qwen25Omni, maximum: float | None, capture: frozenset[str], batch: int) -> None:
-        self._model, self._capture, self._batch = model, capture, batch
-        self._maximum = maximum
-        self._mel = LogMel(model._mel_bands)
-        self._frames = torch.zeros(model._mel_bands, 0)
-
-    def feed(self, samples: np.ndarray) -> list[EncodedAudio]:
-        """See `AudioEncoder.feed`."""
-        self._frames = torch.cat([self._frames, self._mel.feed(samples)], 1)
-        pieces = []
-        while self._frames.shape[1] >= self._batch:
-            pieces += self._encode(self._frames[:, : self._batch])
-            self._frames = self._frames[:, self._batch :]
-        return pieces
-
-    def finish(self) -> list[EncodedAudio]:
-        """See `AudioEncoder.finish`."""
-        self._frames = torch.cat([self._frames, self._mel.finish()], 1)
-        frames, self._frames = self._frames, self._frames[:, :0]
-        return [p for part in frames.split(self._batch, 1) for p in self._encode(part)] if frames.shape[1] else []
-
-    def _encode(self, frames: Tensor) -> list[EncodedAudio]:
-        maximum = self._mel.maximum if self._maximum is None else max(self._maximum, SILENCE)
-        return self._model.encode_mel(normalise_log_mel(frames, maximum), self._capture)
 
 
 MODEL = Qwen25Omni

@@ -1,0 +1,277 @@
+"""The layer loop against the stock model: prefill, chunks, pruning, decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from omnicli.llm.decode import DecodeOptions, generate
+from omnicli.llm.kv import KVCache
+from omnicli.llm.prefill import prefill
+from omnicli.timing import StageClock
+from tests import tiny
+
+QUESTION = "Who speaks last?"
+
+
+@pytest.fixture(scope="module")
+def omni():
+    return tiny.model()
+
+
+def new_cache(omni, capacity=64):
+    return KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=capacity)
+
+
+def clip_of(omni, frames=8, seconds=4.5, fps=2.0):
+    pictures = tiny.frames(frames) if frames else None
+    return tiny.encode(omni, pictures, np.arange(frames) / fps, tiny.sound(seconds) if seconds else None)
+
+
+def read(omni, clip, pruner=None, chunk=2048, **kwargs):
+    prompt = omni.prompt(QUESTION, video=clip.video, audio=clip.audio)
+    given, cache = omni.sequence(prompt, clip), new_cache(omni)
+    result = prefill(
+        omni,
+        given.embeds,
+        given.position_ids,
+        cache,
+        media_span=given.media_span,
+        media=clip.tokens,
+        pruner=pruner,
+        chunk=chunk,
+        **kwargs,
+    )
+    return result, cache, given
+
+
+@dataclass
+class Keep:
+    """Keeps fixed fractions after fixed layers, by attention if asked."""
+
+    plan: dict[int, float]
+    needs: frozenset = frozenset()
+
+    def layers(self, depth):
+        return tuple(self.plan)
+
+    def prune(self, layer, view):
+        self.last = view
+        k = max(1, round(self.plan[layer] * len(view.media)))
+        if view.attention is not None:
+            return view.attention.topk(k).indices.sort().values
+        return torch.linspace(0, len(view.media) - 1, k).round().long()
+
+
+CASES = [(8, 4.5), (8, None), (0, 4.5), (1, 2.1), (7, 9.0)]
+
+
+@pytest.mark.parametrize(("frames", "seconds"), CASES)
+def test_logits_and_greedy_tokens_equal_stock_generate(omni, frames, seconds):
+    pictures = tiny.frames(frames) if frames else None
+    samples = tiny.sound(seconds) if seconds else None
+    stock = tiny.stock_inputs(omni, QUESTION, pictures, 2.0, samples)
+    fresh, _ = tiny.thinker()
+    with torch.no_grad():
+        expected = fresh(**stock).logits[0, -1]
+        ids = fresh.generate(
+            **stock, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=sorted(omni.stop_ids)
+        )[0, stock["input_ids"].shape[1] :].tolist()
+    result, cache, given = read(omni, clip_of(omni, frames, seconds))
+    assert (result.logits - expected).abs().max() < 1e-4 * expected.abs().max()
+    writing = generate(omni, cache, result.logits, given.next_position, DecodeOptions(max_new_tokens=12))
+    writing.finish()
+    ended = [i for i, t in enumerate(ids) if t in omni.stop_ids]
+    assert writing.token_ids == (ids[: ended[0]] if ended else ids)
+    assert len(set(writing.token_ids)) > 2  # a stuck model would prove nothing
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 97])
+def test_chunks_equal_one_shot(omni, chunk):
+    clip = clip_of(omni)
+    one, cache, _ = read(omni, clip)
+    many, other, _ = read(omni, clip, chunk=chunk)
+    assert (one.logits - many.logits).abs().max() < 1e-4 * one.logits.abs().max()
+    assert cache.lengths == other.lengths
+    many, _, _ = read(omni, clip, Keep({1: 0.5}), chunk=chunk)
+    one, _, _ = read(omni, clip, Keep({1: 0.5}))
+    assert (one.logits - many.logits).abs().max() < 1e-4 * one.logits.abs().max()
+
+
+def masked_reference(omni, clip, plan):
+    """Full length through all layers; dropped tokens are hidden from the layers after their prune point."""
+    prompt = omni.prompt(QUESTION, video=clip.video, audio=clip.audio)
+    given = omni.sequence(prompt, clip)
+    n, span = given.embeds.shape[0], given.media_span
+    alive = torch.ones(n, dtype=torch.bool)
+    hidden, text = given.embeds[None], omni.thinker.model.language_model
+    rope = text.rotary_emb(hidden, given.position_ids[:, None])
+    causal = torch.ones(n, n, dtype=torch.bool).tril()
+    with torch.no_grad():
+        for i, layer in enumerate(text.layers):
+            mask = causal & (alive[None] | torch.eye(n, dtype=torch.bool))
+            hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rope)
+            if i in plan:
+                left = torch.nonzero(alive[span]).flatten()
+                k = max(1, round(plan[i] * len(left)))
+                keep = left[torch.linspace(0, len(left) - 1, k).round().long()]
+                alive[span] = False
+                alive[keep + span.start] = True
+        return omni.thinker.lm_head(text.norm(hidden[0, -1])), int(alive[span].sum())
+
+
+@pytest.mark.parametrize("plan", [{0: 0.5}, {1: 0.5, 2: 0.3}, {0: 0.9, 1: 0.1, 2: 0.5}])
+def test_pruned_with_ragged_caches_equals_the_masked_run(omni, plan):
+    clip = clip_of(omni)
+    clock = StageClock()
+    result, cache, given = read(omni, clip, Keep(plan), clock=clock)
+    expected, kept = masked_reference(omni, clip, plan)
+    assert (result.logits - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert result.by_layer[0] == [0, len(clip.tokens)] and result.by_layer[-1][1] == kept == len(result.kept)
+    text = given.embeds.shape[0] - len(clip.tokens)
+    counts = [next(k for first, k in reversed(result.by_layer) if first <= i) for i in range(omni.depth)]
+    assert cache.lengths == [text + k for k in counts]
+    full, _, _ = read(omni, clip)
+    assert (result.logits - full.logits).abs().max() > 1e-3  # the dropped tokens did matter
+    assert clock.report()[0]["select_in_llm"] > 0
+
+
+def test_decoding_after_pruning_uses_the_original_positions(omni):
+    clip = clip_of(omni)
+    result, cache, given = read(omni, clip, Keep({1: 0.3}))
+    before = cache.lengths
+    writing = generate(omni, cache, result.logits, given.next_position, DecodeOptions(max_new_tokens=5))
+    writing.finish()
+    assert [b - a for a, b in zip(before, cache.lengths, strict=True)] == [len(writing.token_ids) - 1] * omni.depth
+    assert writing.next_position == given.next_position + len(writing.token_ids) - 1
+
+
+def test_retention_one_changes_nothing(omni):
+    clip = clip_of(omni)
+    full, _, _ = read(omni, clip)
+    same, _, _ = read(omni, clip, Keep({0: 1.0, 2: 1.0}))
+    assert torch.equal(full.logits, same.logits)
+    assert same.by_layer == [[0, len(clip.tokens)]]
+
+
+@pytest.mark.parametrize("chunk", [2048, 50])
+def test_the_last_querys_attention_is_the_softmax_row(omni, chunk):
+    clip = clip_of(omni)
+    pruner = Keep({2: 0.5}, needs=frozenset({"last_query_attention"}))
+    _, _, given = read(omni, clip, pruner, chunk=chunk)
+    text, seen = omni.thinker.model.language_model, {}
+    hidden = given.embeds[None]
+    rope = text.rotary_emb(hidden, given.position_ids[:, None])
+    with torch.no_grad():
+        for i, layer in enumerate(text.layers[:3]):
+            if i == 2:
+                x = layer.input_layernorm(hidden)
+                n = x.shape[1]
+                q = layer.self_attn.q_proj(x).view(1, n, 4, 16).transpose(1, 2)
+                k = layer.self_attn.k_proj(x).view(1, n, 2, 16).transpose(1, 2).repeat_interleave(2, 1)
+                from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import apply_rotary_pos_emb
+
+                q, k = apply_rotary_pos_emb(q, k, *rope)
+                seen = torch.softmax(q[0, :, -1:] @ k[0].transpose(1, 2) * 16**-0.5, -1).mean(0)[0]
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rope)
+    assert (pruner.last.attention - seen[given.media_span]).abs().max() < 1e-5
+    assert (pruner.last.hidden - hidden[0, given.media_span]).abs().max() < 1e-3
+    assert 0 < float(pruner.last.attention.sum()) < 1
+
+
+def test_deepstack_features_are_added_to_their_rows_and_pruned_with_them(omni):
+    clip = clip_of(omni, 8, None)
+    levels = torch.randn(2, len(clip.tokens), 64, generator=torch.Generator().manual_seed(3))
+    deep = dataclasses.replace(clip, tokens=dataclasses.replace(clip.tokens, layer_features=levels))
+    prompt = omni.prompt(QUESTION, video=True, audio=False)
+    given = omni.sequence(prompt, clip)
+    hidden, cache = given.embeds, new_cache(omni)
+    rope = omni.rope(given.position_ids)
+    with torch.no_grad():
+        for i in range(omni.depth):
+            hidden, _ = omni.layer(i, hidden, rope, cache)
+            if i < 2:
+                hidden[given.media_span] += levels[i]
+        expected = omni.logits(hidden[-1:])[0]
+    for chunk in (2048, 30):
+        got, _, _ = read(omni, deep, chunk=chunk)
+        assert (got.logits - expected).abs().max() < 1e-4 * expected.abs().max()
+        got, _, _ = read(omni, deep, Keep({2: 1.0}), chunk=chunk)
+        assert (got.logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_continued_prompt_equals_one_prompt(omni):
+    clip = clip_of(omni)
+    full, _, given = read(omni, clip)
+    cache, cut = new_cache(omni), given.media_span.stop
+    prefill(omni, given.embeds[:cut], given.position_ids[:, :cut], cache)
+    state = cache.lengths
+    rest = prefill(omni, given.embeds[cut:], given.position_ids[:, cut:], cache)
+    assert (full.logits - rest.logits).abs().max() < 1e-4 * full.logits.abs().max()
+    cache.truncate(state)
+    again = prefill(omni, given.embeds[cut:], given.position_ids[:, cut:], cache)
+    assert torch.equal(rest.logits, again.logits)
+
+
+def test_text_alone_equals_the_stock_model(omni):
+    prompt = omni.prompt("Hello", video=False, audio=False)
+    given = omni.sequence(prompt)
+    result = prefill(omni, given.embeds, given.position_ids, new_cache(omni))
+    with torch.no_grad():
+        expected = omni.thinker(torch.cat([prompt.before, prompt.after])[None]).logits[0, -1]
+    assert (result.logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_wrong_pruners_are_refused(omni):
+    clip = clip_of(omni)
+
+    class Wrong(Keep):
+        def prune(self, layer, view):
+            return torch.tensor([3, 2])
+
+    with pytest.raises(ValueError, match="ascending"):
+        read(omni, clip, Wrong({1: 0.5}))
+    with pytest.raises(ValueError, match="after layers"):
+        read(omni, clip, Keep({9: 0.5}))
+    with pytest.raises(ValueError, match="at least one"):
+        prefill(omni, torch.zeros(0, 64), torch.zeros(3, 0), new_cache(omni))
+
+
+def test_an_hour_goes_through_in_bounded_pieces(omni, monkeypatch):
+    seen = {"patches": 0, "mel": 0, "chunk": 0}
+    patches, windows, layer = omni.encode_patches, omni.encode_sound_windows, omni.layer
+
+    def see(name, function, size):
+        def wrapped(*args, **kwargs):
+            seen[name] = max(seen[name], size(*args))
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(omni, "encode_patches", see("patches", patches, lambda rows, *_: rows.shape[0]))
+    monkeypatch.setattr(omni, "encode_sound_windows", see("mel", windows, lambda w, *_: w.shape[0]))
+    monkeypatch.setattr(omni, "layer", see("chunk", layer, lambda i, hidden, *_: hidden.shape[0]))
+    seconds, pieces, sounds = 3600, [], []
+    for i in range(0, seconds, 20):
+        pieces.append(omni.encode_video(tiny.frames(20, 28, 28, seed=i)))
+    stream = omni.audio_encoder(None, batch_s=30.0)
+    noise = tiny.sound(2.0)
+    for i in range(0, seconds, 2):
+        sounds += stream.feed(np.roll(noise, i))
+    sounds += stream.finish()
+    clip = omni.assemble(pieces, np.arange(3600.0), sounds, end_s=3600.0)
+    assert len(clip.tokens) == 1800 + 90_000
+    assert int(clip.tokens.window[-1]) == 1799
+    step = 9
+    from omnicli.types import Selection
+
+    tokens = clip.tokens.select(Selection(torch.arange(0, len(clip.tokens), step)))
+    given = omni.sequence(omni.prompt(QUESTION, video=True, audio=True), clip, tokens)
+    result = prefill(omni, given.embeds, given.position_ids, new_cache(omni, 12_000), chunk=2048)
+    assert result.logits.isfinite().all()
+    assert given.next_position > 90_000
+    assert seen == {"patches": 10 * 4, "mel": 15, "chunk": 2048}
