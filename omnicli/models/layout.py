@@ -238,7 +238,7 @@ def assemble(
     modality[n_video:] = int(Modality.AUDIO)
 
     place = torch.argsort(order).to(device)  # where each token of [video, audio] goes
-    pieces = [*video, *audio]
+    pieces: list[EncodedVideo | EncodedAudio] = [*video, *audio]
     tokens = MediaTokens(
         features=_gather([p.features for p in pieces], place),
         modality=modality[order].to(device),

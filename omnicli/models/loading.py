@@ -158,7 +158,7 @@ def check_weights(name: str, folder: Path) -> None:
     if index.is_file():
         try:
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{name}: {index} is damaged; {_again(name)}") from None
     elif (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]

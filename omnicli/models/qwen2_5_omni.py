@@ -106,7 +106,7 @@ class Qwen25Omni(OmniModel):
         from transformers import AutoTokenizer
 
         with _quiet():
-            thinker, info = Thinker.from_pretrained(
+            loaded: Any = Thinker.from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation="sdpa",
@@ -114,6 +114,7 @@ class Qwen25Omni(OmniModel):
                 use_safetensors=True,
                 output_loading_info=True,
             )
+            thinker, info = loaded
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             except (OSError, ValueError) as error:
@@ -194,7 +195,7 @@ class Qwen25Omni(OmniModel):
             query, key = stock.apply_rotary_pos_emb_vision(query, key, plan.cos, plan.sin)
             spans = [(0, size, size)] if index in visual.fullatt_block_indexes else plan.windows
             mixed = [
-                F.scaled_dot_product_attention(*(_split(t, s) for t in (query, key, value)), scale=attn.scaling)
+                F.scaled_dot_product_attention(_split(query, s), _split(key, s), _split(value, s), scale=attn.scaling)
                 .transpose(1, 2)
                 .reshape(groups, s[1] - s[0], -1)
                 for s in spans
