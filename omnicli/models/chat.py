@@ -6,7 +6,8 @@ Works on any Hugging Face tokenizer whose template puts one placeholder token pe
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ QWEN_TEMPLATE = (
 """Qwen2.5-Omni's format, for checkpoints that come without a template."""
 
 
+_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+
 class TextTokenizer:
     """A Hugging Face tokenizer reduced to `omnicli.models.base.Tokenizer`; the whole one is ``hf``."""
 
@@ -47,6 +51,45 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids`` without special tokens, byte for byte (no clean-up of spaces)."""
         return self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and notes off stderr; errors still raise."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def load_tokenizer(name: str, folder: Path) -> Any:
+    """Load a checkpoint's Hugging Face tokenizer; `ModelError` if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
+
+
+def stop_ids(*sources: Any) -> frozenset[int]:
+    """Return every ``eos_token_id`` (number or list) of configurations and tokenizers, and Qwen's ends of turn."""
+    ids: set[int] = set()
+    for source in sources:
+        value = getattr(source, "eos_token_id", None)
+        ids.update([value] if isinstance(value, int) else value or ())
+        if hasattr(source, "get_vocab"):
+            known = source.get_vocab()
+            ids.update(known[t] for t in _STOP_TOKENS if t in known)
+    return frozenset(ids)
 
 
 @dataclass(frozen=True)

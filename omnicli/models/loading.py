@@ -30,6 +30,8 @@ SHORT_NAMES = {
 DUMMIES = {"qwen2.5-omni-7b": ("qwen2_5_omni", "7b"), "qwen2.5-omni-3b": ("qwen2_5_omni", "3b")}
 """Names after ``dummy:`` -> family and size."""
 
+_NO_FAMILY = {"__init__", "attention", "base", "chat", "dummy", "layout", "loading", "mel", "preprocessing"}
+
 DTYPES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
@@ -138,8 +140,12 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _families() -> dict[str, type[OmniModel]]:
-    """Return the families by file name."""
-    return {name: importlib.import_module(f"omnicli.models.{name}").MODEL for name in ("qwen2_5_omni",)}
+    """Return the families by file name: every module beside this one that defines ``MODEL``."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        if file.stem not in _NO_FAMILY:
+            found[file.stem] = importlib.import_module(f"omnicli.models.{file.stem}").MODEL
+    return found
 
 
 def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:

@@ -7,8 +7,7 @@ layer. Equal-sized attention windows run as one batched call instead of one call
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,10 +46,7 @@ if not transformers.__version__.startswith(TRANSFORMERS + "."):
 
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker  # noqa: E402
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as stock  # noqa: E402
-from transformers.utils import logging as transformers_logging  # noqa: E402
 from transformers.vision_utils import get_vision_position_ids  # noqa: E402
-
-_STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 class Qwen25Omni(OmniModel):
@@ -69,7 +65,7 @@ class Qwen25Omni(OmniModel):
         folder: Path | None = None,
         stop_ids: Iterable[int] = (),
     ) -> None:
-        self.thinker = thinker.eval()
+        self.thinker = thinker.eval().requires_grad_(False)  # training turns on what it trains
         self.name, self.revision = name, revision
         body, config = thinker.model, thinker.config
         self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
@@ -95,17 +91,14 @@ class Qwen25Omni(OmniModel):
         self._template = chat.find_template(tokenizer, folder)
         ids = (config.video_token_id, config.audio_token_id, config.audio_start_token_id, config.audio_end_token_id)
         self._markers = chat.Markers(*tokenizer.convert_ids_to_tokens(list(ids)))
-        known = tokenizer.get_vocab()
-        self.stop_ids = frozenset(stop_ids) | {known[t] for t in _STOP_TOKENS if t in known}
+        self.stop_ids = frozenset(stop_ids) | chat.stop_ids(tokenizer)
         self._plan = lru_cache(maxsize=8)(self._make_plan)
         self._before = lru_cache(maxsize=4)(lambda video, audio: len(self.prompt("", video=video, audio=audio).before))
 
     @classmethod
     def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> Qwen25Omni:
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
-        from transformers import AutoTokenizer
-
-        with _quiet():
+        with chat.quiet():
             loaded: Any = Thinker.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -115,16 +108,10 @@ class Qwen25Omni(OmniModel):
                 output_loading_info=True,
             )
             thinker, info = loaded
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError) as error:
-                raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
+            tokenizer = chat.load_tokenizer(name, folder)
         if missing := sorted(info["missing_keys"]):
             raise ModelError(f"{name}: {len(missing)} weights are missing in {folder}, the first is {missing[0]}")
-        stop: set[int] = set()
-        sources = [thinker.config, thinker.config.text_config, thinker.generation_config, tokenizer]
-        for value in (getattr(source, "eos_token_id", None) for source in sources):
-            stop.update([value] if isinstance(value, int) else value or ())
+        stop = chat.stop_ids(thinker.config, thinker.config.text_config, thinker.generation_config, tokenizer)
         return cls(thinker.to(device), tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
 
     @classmethod
@@ -332,7 +319,6 @@ class Qwen25Omni(OmniModel):
         """See `OmniModel.embed`."""
         return self._text.embed_tokens(ids)
 
-    @torch.no_grad()
     def sequence(
         self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
     ) -> ModelInput:
@@ -384,21 +370,6 @@ class Qwen25Omni(OmniModel):
     def logits(self, hidden: Tensor) -> Tensor:
         """See `OmniModel.logits`."""
         return self.thinker.lm_head(self._text.norm(hidden)).float()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and notes about the unused talker off stderr; errors still raise."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,26 @@ def test_a_continued_prompt_equals_one_prompt(omni):
     assert torch.equal(rest.logits, again.logits)
 
 
+def test_progress_reaches_the_end(omni):
+    for pruner in (None, Keep({1: 0.5})):
+        seen = []
+        read(omni, clip_of(omni), pruner, chunk=40, progress=seen.append)
+        assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 3
+
+
+def test_gradients_reach_features_and_weights_without_a_cache(omni):
+    clip = clip_of(omni, 2, None)
+    features = clip.tokens.features.clone().requires_grad_()
+    tokens = dataclasses.replace(clip.tokens, features=features)
+    given = omni.sequence(omni.prompt(QUESTION, video=True, audio=False), clip, tokens)
+    hidden, rope = given.embeds, omni.rope(given.position_ids)
+    for i in range(omni.depth):
+        hidden, _ = omni.layer(i, hidden, rope, None)
+    omni.logits(hidden[-1:]).logsumexp(-1).sum().backward()
+    assert bool((features.grad.abs().sum(1) > 0).all())
+    assert not omni.embed(torch.tensor([1])).requires_grad
+
+
 def test_text_alone_equals_the_stock_model(omni):
     prompt = omni.prompt("Hello", video=False, audio=False)
     given = omni.sequence(prompt)

@@ -195,3 +195,22 @@ def test_wrong_dummies():
     assert "did you mean qwen2.5-omni-7b" in message("dummy:qwen2.5-omni-70b")
     assert "layers=N" in message("dummy:qwen2.5-omni-7b,layer=2")
     assert "scale" in message("dummy:qwen2.5-omni-7b,scale=3")
+
+
+def test_another_transformers_version_is_refused_by_name(monkeypatch):
+    import importlib
+
+    import transformers
+
+    from omnicli.models import qwen2_5_omni
+
+    monkeypatch.setattr(transformers, "__version__", "5.24.0")
+    with pytest.raises(ModelError, match=r"written for transformers 5\.23\.x, 5\.24\.0 is installed"):
+        importlib.reload(qwen2_5_omni)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(broken):
+    folder = broken()
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "no usable tokenizer" in message(folder)
