@@ -166,6 +166,8 @@ class OmniModel(abc.ABC):
     ----------
     name, revision : str
         As asked for by the user; commit of the hub snapshot or ``"local"``.
+    folder : Path or None
+        The checkpoint; None for random weights.
     device, dtype
         Where and in what the weights are.
     hidden_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
@@ -191,6 +193,7 @@ class OmniModel(abc.ABC):
 
     name: str
     revision: str
+    folder: Path | None
     device: torch.device
     dtype: torch.dtype
     hidden_size: int

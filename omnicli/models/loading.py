@@ -6,7 +6,6 @@ family is found by the ``model_type`` in ``config.json``. Nothing here knows wha
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from omnicli import registry
 from omnicli.errors import ModelError, near_names
 from omnicli.models.base import OmniModel
 
@@ -27,10 +27,8 @@ SHORT_NAMES = {
 }
 """Short names and the hub ids they stand for."""
 
-DUMMIES = {"qwen2.5-omni-7b": ("qwen2_5_omni", "7b"), "qwen2.5-omni-3b": ("qwen2_5_omni", "3b")}
+DUMMIES = {"qwen2.5-omni-7b": ("qwen2-5-omni", "7b"), "qwen2.5-omni-3b": ("qwen2-5-omni", "3b")}
 """Names after ``dummy:`` -> family and size."""
-
-_NO_FAMILY = {"__init__", "attention", "base", "chat", "dummy", "layout", "loading", "mel", "preprocessing"}
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -139,22 +137,22 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _families() -> dict[str, type[OmniModel]]:
-    """Return the families by file name: every module beside this one that defines ``MODEL``."""
-    found = {}
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        if file.stem not in _NO_FAMILY:
-            found[file.stem] = importlib.import_module(f"omnicli.models.{file.stem}").MODEL
-    return found
-
-
 def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
     model_type = config.get("model_type")
     supported: list[str] = []
-    for family in _families().values():
+    unusable: ModelError | None = None
+    families = registry.models()
+    for family_name in families:
+        try:
+            family = families[family_name]
+        except ModelError as error:  # its version guard; another family may still be the right one
+            unusable = error
+            continue
         if model_type in family.model_types:
             return family
         supported.extend(family.model_types)
+    if unusable is not None:
+        raise unusable
     raise ModelError(f"{name}: model type {model_type!r} is not supported; supported: {', '.join(sorted(supported))}")
 
 
@@ -222,5 +220,5 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
             pass
         raise ModelError(f"{name}: cannot read {option!r}; options are layers=N and scale=F")
     family_name, key = DUMMIES[size.lower()]
-    family = _families()[family_name]
+    family = registry.models().find(family_name)
     return family.dummy(key, name=name, device=device, dtype=dtype, layers=layers, scale=scale)

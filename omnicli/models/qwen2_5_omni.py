@@ -66,7 +66,7 @@ class Qwen25Omni(OmniModel):
         stop_ids: Iterable[int] = (),
     ) -> None:
         self.thinker = thinker.eval().requires_grad_(False)  # training turns on what it trains
-        self.name, self.revision = name, revision
+        self.name, self.revision, self.folder = name, revision, folder
         body, config = thinker.model, thinker.config
         self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
         weight = thinker.lm_head.weight

@@ -135,6 +135,11 @@ def test_pruned_with_ragged_caches_equals_the_masked_run(omni, plan):
     text = given.embeds.shape[0] - len(clip.tokens)
     counts = [next(k for first, k in reversed(result.by_layer) if first <= i) for i in range(omni.depth)]
     assert cache.lengths == [text + k for k in counts]
+    expected_kept = torch.arange(len(clip.tokens))
+    for share in plan.values():
+        k = max(1, round(share * len(expected_kept)))
+        expected_kept = expected_kept[torch.linspace(0, len(expected_kept) - 1, k).round().long()]
+    assert torch.equal(result.kept, expected_kept)
     full, _, _ = read(omni, clip)
     assert (result.logits - full.logits).abs().max() > 1e-3  # the dropped tokens did matter
     assert clock.report()[0]["select_in_llm"] > 0
