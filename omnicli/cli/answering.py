@@ -1,0 +1,157 @@
+"""What `ask` and `demo` share: cheap checks first, then the model, then the pipeline, with everything on its stream.
+
+Checks that need no torch (the file, the preset, the settings, the model's folder) come before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnicli import render
+from omnicli.cli import defaults
+from omnicli.errors import MediaError, near_names
+
+if TYPE_CHECKING:
+    from omnicli.config import Config
+    from omnicli.models.base import OmniModel
+    from omnicli.timing import StageClock
+    from omnicli.types import Answer
+
+POCKET_FOLDER = Path(__file__).resolve().parent.parent / "models" / "pocket"
+HONESTY = (
+    "pocket is a small model trained on generated films: it reads captioned and spoken numbers and tells who speaks, "
+    "which sound is heard and which shape appears; for anything else choose a real model (omni models list)"
+)
+
+
+def check_media(name: str) -> Path:
+    """Return ``name`` as a path to a file that is there and holds something.
+
+    Raises
+    ------
+    MediaError
+        It does not exist (with near names from its folder), is a folder, is empty, or may not be read.
+    """
+    path = Path(name).expanduser()
+    if "://" in name and not path.exists():
+        raise MediaError(f"{name}: not a local file; download it first, omni fetches nothing by itself")
+    try:
+        if path.is_dir():
+            raise MediaError(f"{name}: is a folder; give one file")
+        if not path.exists():
+            folder = path.parent
+            files = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
+            hint = near_names(path.name, files)
+            raise MediaError(f"{name}: no such file{hint if hint.startswith('; did') else ''}")
+        with path.open("rb") as file:
+            if path.is_file() and not file.read(1):
+                raise MediaError(f"{name}: the file is empty (0 bytes)")
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(f"{name}: cannot be read ({reason})") from error
+    return path
+
+
+def prepare(
+    preset: str | None, settings: Sequence[str], model: str | None, device: str | None, dtype: str | None
+) -> Config:
+    """Resolve preset, settings and model from options, preset, environment and config file, in this order.
+
+    The result names model, device and dtype as they will be used, so that it can repeat the run.
+
+    Raises
+    ------
+    ConfigError
+        A wrong preset, setting or config file.
+    ModelError
+        No such model.
+    """
+    from omnicli.config import load_config
+
+    mine = defaults.load_defaults()
+    config = load_config(preset or mine.preset or defaults.FALLBACK_PRESET, [*mine.set, *settings])
+    name = model or config.model or mine.model or defaults.FALLBACK_MODEL
+    check_model(name)
+    return dataclasses.replace(
+        config,
+        model=name,
+        device=device or _chosen(config.device) or mine.device or "auto",
+        dtype=dtype or _chosen(config.dtype) or mine.dtype or "auto",
+    )
+
+
+def check_model(name: str) -> None:
+    """Raise `ModelError` if there is no such model on this machine; reads no weights."""
+    from omnicli.models.loading import find_folder
+
+    if not name.startswith("dummy:"):
+        find_folder(name)
+
+
+def _chosen(value: str | None) -> str | None:
+    """Return a setting unless it leaves the choice open."""
+    return None if value in (None, "auto") else value
+
+
+def load(config: Config, clock: StageClock) -> OmniModel:
+    """Load the configured model under the clock's ``load`` stage; pocket says first what it can answer."""
+    if config.model == "pocket":
+        render.note(honesty())
+    with clock.stage("load"):
+        from omnicli.models.loading import load_model
+
+        model = load_model(config.model or defaults.FALLBACK_MODEL, config.device, config.dtype)
+    clock.cuda = model.device.type == "cuda"
+    return model
+
+
+def honesty() -> str:
+    """Return the one line on what the pocket model is able to answer, from its own card where there is one."""
+    try:
+        text = json.loads((POCKET_FOLDER / "card.json").read_text(encoding="utf-8"))["honesty"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return HONESTY
+    return " ".join(str(text).split())
+
+
+def answer(
+    path: Path, questions: Sequence[str], config: Config, *, json_out: bool, on_text: Any = None
+) -> list[Answer]:
+    """Load the model, ask, and render: answers (or JSON lines) on stdout, notes and the stage table on stderr.
+
+    ``on_text(index, piece)`` replaces the writing of answers to stdout; the caller then renders them.
+    """
+    from omnicli.timing import StageClock
+
+    clock = StageClock()
+    model = load(config, clock)
+    from omnicli import pipeline
+
+    with render.ProgressDisplay() as progress:
+        stream = render.AnswerStream(questions, progress)
+        write = on_text or (None if json_out else stream)
+        try:
+            answers = pipeline.ask(path, questions, config, model, on_text=write, on_progress=progress, clock=clock)
+        except BaseException:
+            stream.close()
+            raise
+        progress.pause()
+    if json_out and on_text is None:
+        for one in answers:
+            render.print_json(one.to_dict())
+    elif on_text is None:
+        stream.finish(answers)
+    show_costs(answers)
+    return answers
+
+
+def show_costs(answers: Sequence[Answer]) -> None:
+    """Write warnings (each one once) and the stage table to stderr."""
+    for text in dict.fromkeys(w for one in answers for w in one.warnings):
+        render.note(text)
+    print(render.stage_table(answers), file=sys.stderr, flush=True)

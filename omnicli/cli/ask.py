@@ -1,0 +1,122 @@
+"""``omni ask``: questions about one file. Parses, checks what is cheap to check, calls the pipeline, renders."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from omnicli.cli import options as opt
+from omnicli.errors import UsageError
+
+EXAMPLES = """\b
+Examples:
+  omni ask film.mp4 "What is the secret number?"
+  omni ask film.mp4 "Who speaks last?" -q "Which shape comes first?" --json
+  echo "What sound is heard?" | omni ask film.mp4 - --start 10:00 --end 12:30
+  omni ask film.mp4 "Who speaks?" --preset avoc --set avoc.tokens=2048 --fps 2"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("ask", epilog=EXAMPLES)(ask)
+
+
+def ask(
+    *,
+    media: Annotated[str, typer.Argument(metavar="MEDIA", help="Film or sound file.", show_default=False)],
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="The question; - reads questions from stdin, one a line.")
+    ] = None,
+    more: Annotated[
+        list[str] | None, typer.Option("-q", "--question", metavar="TEXT", help="One more question; repeatable.")
+    ] = None,
+    json_out: opt.JsonFlag = False,
+    preset: opt.PresetOption = None,
+    sets: opt.SetOption = None,
+    model: opt.ModelOption = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", metavar="RATE", help="Frames to look at per second of film.")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option("--max-frames", metavar="N", help="At most this many frames, spread evenly.")
+    ] = None,
+    start: Annotated[
+        float | None,
+        typer.Option("--start", metavar="TIME", parser=opt.parse_time, help="Begin here: seconds, mm:ss or hh:mm:ss."),
+    ] = None,
+    end: Annotated[
+        float | None,
+        typer.Option("--end", metavar="TIME", parser=opt.parse_time, help="Stop here: seconds, mm:ss or hh:mm:ss."),
+    ] = None,
+    audio: Annotated[
+        opt.AudioChoice | None,
+        typer.Option("--audio", metavar="auto|on|off", help="Listen if there is sound, insist on it, or do not."),
+    ] = None,
+    require_audio: Annotated[
+        bool, typer.Option("--require-audio", help="Stop (exit 3) if there is no usable sound.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="0 always takes the likeliest token.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = None,
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = None,
+    verbose: opt.VerboseFlag = False,
+) -> None:
+    """Ask one or more questions about a file.
+
+    The answer appears on stdout as it is written; progress, notes and the table of stages go to stderr.
+    With --json each question gives one JSON object on one line (docs/json.md).
+    """
+    opt.check_span(start, end)
+    questions = read_questions(question, more)
+    settings = opt.overrides(
+        sets,
+        media__fps=fps,
+        media__max_frames=max_frames,
+        media__start=start,
+        media__end=end,
+        media__audio=audio.value if audio else None,
+        media__require_audio=True if require_audio else None,
+        generate__max_new_tokens=max_new_tokens,
+        generate__temperature=temperature,
+        generate__seed=seed,
+    )
+    from omnicli.cli import answering
+
+    path = answering.check_media(media)
+    config = answering.prepare(preset, settings, model, device, dtype)
+    answering.answer(path, questions, config, json_out=json_out)
+
+
+def read_questions(question: str | None, more: list[str] | None) -> list[str]:
+    """Return the questions in order; ``-`` is replaced by the lines of stdin.
+
+    Raises
+    ------
+    UsageError
+        No question at all, an empty one, or stdin named twice.
+    """
+    asked = ([] if question is None else [question]) + list(more or [])
+    if asked.count("-") > 1:
+        raise UsageError("stdin (-) can be read only once")
+    out: list[str] = []
+    for text in asked:
+        if text != "-":
+            out.append(text.strip())
+            continue
+        lines = [line.strip() for line in sys.stdin.read().splitlines()]
+        lines = [line for line in lines if line]
+        if not lines:
+            raise UsageError("no question on stdin")
+        out.extend(lines)
+    if not out:
+        raise UsageError('no question; try: omni ask MEDIA "What is the secret number?"')
+    if not all(out):
+        raise UsageError("a question is empty")
+    return out

@@ -1,0 +1,99 @@
+"""Options that several commands share, and what their text means. Reads no file and imports no library."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from omnicli.errors import UsageError
+
+_state = {"verbose": False}
+
+
+def is_verbose() -> bool:
+    """Tell whether -v was given."""
+    return _state["verbose"]
+
+
+def set_verbose(value: bool) -> bool:
+    """Send log messages and library warnings to stderr (True) or nowhere, and show tracebacks or not."""
+    _state["verbose"] = value
+    if value:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        warnings.resetwarnings()
+    else:
+        logging.basicConfig(level=logging.ERROR, handlers=[logging.NullHandler()])
+        warnings.simplefilter("ignore")
+    return value
+
+
+def _verbose_callback(value: bool) -> bool:
+    return set_verbose(True) if value else value
+
+
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d*)?|\.\d+)s?")
+
+
+def parse_time(text: str) -> float:
+    """Return seconds from ``90``, ``90.5``, ``1:30`` or ``1:02:03.5``; anything else is a usage error."""
+    found = _TIME.fullmatch(str(text).strip())
+    if found is None or (found[2] is not None and (float(found[3]) >= 60 or (found[1] and int(found[2]) >= 60))):
+        raise typer.BadParameter(f"{text!r} is not a time; write seconds (90.5), mm:ss or hh:mm:ss")
+    return int(found[1] or 0) * 3600.0 + int(found[2] or 0) * 60.0 + float(found[3])
+
+
+def check_span(start_s: float | None, end_s: float | None) -> None:
+    """Raise `UsageError` when a stretch of the film ends before it starts."""
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise UsageError(f"--end {end_s:g} s is not after --start {start_s or 0.0:g} s")
+
+
+class AudioChoice(str, Enum):
+    """What to do with the sound track."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+VerboseFlag = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", callback=_verbose_callback, help="Log on stderr; show tracebacks of errors."),
+]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", "-p", metavar="NAME", help="Preset name or YAML file (omni presets list).")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME", help="Short name, hub id or folder (omni models list)."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16.  [default: auto]"),
+]
+
+
+def overrides(sets: list[str] | None, **flags: Any) -> list[str]:
+    """Return ``key=value`` settings: those of --set first, then the flags that were given, which win.
+
+    ``flags`` maps a setting's name with ``__`` for the dot to its value; None means "not given".
+    """
+    out = list(sets or [])
+    for name, value in flags.items():
+        if value is not None:
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            out.append(f"{name.replace('__', '.')}={text}")
+    return out

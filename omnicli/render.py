@@ -1,0 +1,239 @@
+"""What a run looks like: the answer as it is written, progress, the stage table. Knows no command and no model.
+
+Results go to stdout, everything else to stderr. Progress is drawn only on a terminal; rich is imported only then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from omnicli.types import Answer
+
+LABELS = {
+    "probe": "look at the file",
+    "load": "load the model",
+    "decode_video": "decode pictures",
+    "decode_audio": "decode sound",
+    "preprocess": "preprocess",
+    "encode_video": "encode pictures",
+    "encode_audio": "encode sound",
+    "compress": "compress",
+    "prefill": "prefill",
+    "select_in_llm": "  of it, selection",
+    "generate": "generate",
+    "other": "other",
+    "measure": "measure loudness",
+    "render": "write the film",
+}
+TOKEN_STAGES = frozenset({"compress", "prefill", "select_in_llm", "generate"})
+_CONTROL = {c: "\ufffd" for c in (*range(32), 127, *range(128, 160)) if chr(c) not in "\n\t"}
+
+
+def print_json(value: Any, *, indent: int | None = None) -> None:
+    """Print one JSON value on stdout, in ASCII where the terminal's encoding cannot show it."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # also lone surrogates, from file names that are not UTF-8
+        text = json.dumps(value, indent=indent)
+    print(text, flush=True)
+
+
+def write_text(text: str, stream: TextIO | None = None) -> None:
+    """Write answer text; on a terminal control characters become U+FFFD, since a film may make a model say anything."""
+    out = sys.stdout if stream is None else stream
+    if out.isatty():
+        text = text.translate(_CONTROL)
+    encoding = out.encoding or "utf-8"
+    out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    out.flush()
+
+
+def note(text: str) -> None:
+    """Write one line to stderr."""
+    print(f"omni: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+class AnswerStream:
+    """Writes answers to stdout piece by piece, one after the other, each ending in a newline.
+
+    With several questions, each one is named on stderr before its answer; stdout holds the answers alone.
+    """
+
+    def __init__(self, questions: Sequence[str], progress: ProgressDisplay | None = None) -> None:
+        self.questions = questions
+        self.progress = progress
+        self._current = -1
+        self._open = False
+
+    def __call__(self, index: int, piece: str) -> None:
+        """Write one piece of the answer to question ``index``."""
+        if self.progress is not None:
+            self.progress.pause()
+        if index != self._current:
+            self.close()
+            self._current = index
+            if len(self.questions) > 1:
+                print(f"[{index + 1}/{len(self.questions)}] {self.questions[index]}", file=sys.stderr, flush=True)
+            self._open = True
+        write_text(piece)
+
+    def close(self) -> None:
+        """End the line of the answer being written, if there is one."""
+        if self._open:
+            write_text("\n")
+            self._open = False
+
+    def finish(self, answers: Sequence[Answer]) -> None:
+        """Write what was never streamed (an empty answer, say), so that every question has its line."""
+        self.close()
+        for index in range(self._current + 1, len(answers)):
+            self(index, answers[index].answer)
+            self.close()
+
+
+class ProgressDisplay:
+    """Bars on stderr for the stages of a run, with rate and time left; nothing at all where stderr is no terminal.
+
+    Use as a context manager and call it with ``(stage, done, total)``: media seconds for decoding and encoding, tokens
+    for the stages of the LLM. May be called from several threads.
+    """
+
+    def __init__(self, enabled: bool | None = None) -> None:
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.enabled = terminal if enabled is None else enabled
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.pause()
+
+    def __call__(self, stage: str, done: float, total: float | None = None) -> None:
+        """Show that ``done`` of ``total`` (None: unknown) is through ``stage``."""
+        if not self.enabled or stage == "generate":  # the answer itself shows how far generation is
+            return
+        with self._lock:
+            if self._bars is None:
+                self._bars = _make_bars()
+                self._bars.start()
+            if stage not in self._tasks:
+                unit = "tokens" if stage in TOKEN_STAGES else "s"
+                self._tasks[stage] = self._bars.add_task(LABELS.get(stage, stage), total=total, unit=unit)
+            self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def pause(self) -> None:
+        """Take the bars off the screen; the next call draws new ones."""
+        with self._lock:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+                self._tasks.clear()
+
+
+def _make_bars() -> Any:
+    """Return a rich progress display on stderr that vanishes when it stops."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            total = "" if task.total is None else f" / {task.total:,.0f}"
+            return Text(f"{task.completed:,.0f}{total} {task.fields['unit']}")
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            if not speed:
+                return Text("")
+            return Text(f"{speed:.1f}x real time" if task.fields["unit"] == "s" else f"{speed:,.0f} tokens/s")
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        Amount(),
+        Rate(),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def stage_table(answers: Sequence[Answer]) -> str:
+    """Return the plain-text table of where time and tokens went, one column of seconds per question.
+
+    Stages that took no time at all are left out. More than six questions show the first, the last and the sum.
+    """
+    shown = list(answers) if len(answers) <= 6 else [answers[0], answers[-1]]
+    heads = [f"Q{i + 1}" for i in range(len(answers))] if len(answers) <= 6 else ["Q1", f"Q{len(answers)}"]
+    names = [name for name in answers[0].stages if any(a.stages.get(name, 0.0) >= 5e-4 for a in answers)]
+    rows = [["stage", *(["seconds"] if len(answers) == 1 else heads), "share"]]
+    wall = sum(a.wall_s for a in answers)
+    if len(answers) > 1:
+        rows[0].insert(-1, "all")
+    for name in [*names, "wall"]:
+        per = [a.wall_s if name == "wall" else a.stages.get(name, 0.0) for a in shown]
+        total = wall if name == "wall" else sum(a.stages.get(name, 0.0) for a in answers)
+        cells = [f"{s:.2f}" for s in per] + ([f"{total:.2f}"] if len(answers) > 1 else [])
+        share = "" if name == "wall" or wall <= 0 else f"{100 * total / wall:.0f} %"
+        rows.append([LABELS.get(name, "wall time" if name == "wall" else name), *cells, share])
+    return "\n".join([*_aligned(rows), *_facts(answers)])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines: first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _facts(answers: Sequence[Answer]) -> list[str]:
+    """Return the lines under the table: media used, tokens, first token, memory, model and preset."""
+    first = answers[0]
+    used = first.media_used
+    out = [
+        f"used: pictures {used.video_s:.0f}/{used.video_present_s:.0f} s "
+        f"({used.frames} frames {used.width}x{used.height}), sound {used.audio_s:.0f}/{used.audio_present_s:.0f} s"
+    ]
+    parts = []
+    for key, label in (("video", "pictures"), ("audio", "sound")):
+        count = first.tokens.get(key)
+        if count:
+            parts.append(f"{label} {count['encoded']} -> {count['kept']}")
+    retention = first.tokens.get("retention")
+    if parts:
+        out.append(
+            "tokens: " + ", ".join(parts) + (f" ({100 * retention:.1f} % kept)" if retention is not None else "")
+        )
+    memory = [
+        f"{label} {value / 2**30:.2f} GiB"
+        for label, value in (
+            ("host", first.peak_memory.get("host_bytes")),
+            ("device", first.peak_memory.get("device_bytes")),
+        )
+        if value
+    ]
+    line = f"first token after {first.time_to_first_token_s:.2f} s"
+    out.append(line + (f"; peak memory {', '.join(memory)}" if memory else ""))
+    model = first.model
+    return [*out, f"model {model.get('name')} ({model.get('device')}, {model.get('dtype')}), preset {first.preset}"]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows (the first one the heads) as aligned plain text, all columns to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)

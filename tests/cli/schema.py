@@ -1,0 +1,91 @@
+"""The JSON of an answer as a small schema; docs/json.md describes the same keys in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+NUMBER = (int, float)
+OPTIONAL = (int, float, type(None))
+
+ANSWER: dict[str, Any] = {
+    "schema": int,
+    "id": str,
+    "media": str,
+    "question": str,
+    "answer": str,
+    "status": str,
+    "model": {"name": str, "revision": str, "dtype": str, "device": str},
+    "preset": str,
+    "config": dict,
+    "media_used": {
+        "video_s": NUMBER,
+        "audio_s": NUMBER,
+        "video_present_s": NUMBER,
+        "audio_present_s": NUMBER,
+        "frames": int,
+        "fps": NUMBER,
+        "width": int,
+        "height": int,
+    },
+    "tokens": {
+        "video": {"encoded": int, "kept": int},
+        "audio": {"encoded": int, "kept": int},
+        "text": int,
+        "generated": int,
+        "by_layer": list,
+        "retention": NUMBER,
+    },
+    "stages": dict,
+    "wall_s": NUMBER,
+    "time_to_first_token_s": NUMBER,
+    "peak_memory": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},
+    "flops": {"prefill": OPTIONAL, "full_prefill": OPTIONAL},
+    "evidence": list,
+    "warnings": list,
+    "versions": dict,
+}
+EVIDENCE = {"start_s": NUMBER, "end_s": NUMBER, "score": OPTIONAL, "modality": str}
+
+
+def problems(value: Any, schema: Any = None, path: str = "answer") -> list[str]:
+    """Return what is wrong with an answer's JSON; an empty list means that it follows the schema."""
+    schema = ANSWER if schema is None else schema
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return [f"{path}: not an object"]
+        out = [f"{path}.{key}: missing" for key in schema if key not in value]
+        out += [f"{path}.{key}: not in the schema" for key in value if key not in schema]
+        for key in schema.keys() & value.keys():
+            out += problems(value[key], schema[key], f"{path}.{key}")
+        if schema is ANSWER and not out:
+            out = _contents(value)
+        return out
+    if isinstance(value, bool) or not isinstance(value, schema):
+        return [f"{path}: {type(value).__name__} is not allowed"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{path}: {value}"]
+    return []
+
+
+def _contents(value: dict[str, Any]) -> list[str]:
+    """Return what is wrong with values whose types are right."""
+    out = []
+    for item in value["evidence"]:
+        out += problems(item, EVIDENCE, "answer.evidence")
+    out += [f"answer.stages.{k}: {v}" for k, v in value["stages"].items() if not isinstance(v, NUMBER) or v < 0]
+    out += ["answer.warnings: not text" for w in value["warnings"] if not isinstance(w, str)]
+    kept = 0
+    for name in ("video", "audio"):
+        count = value["tokens"][name]
+        kept += count["kept"]
+        if not 0 <= count["kept"] <= count["encoded"]:
+            out.append(f"answer.tokens.{name}: kept {count['kept']} of {count['encoded']}")
+    if not 0 <= value["tokens"]["retention"] <= 1:
+        out.append(f"answer.tokens.retention: {value['tokens']['retention']}")
+    layers = value["tokens"]["by_layer"]
+    if layers and layers[0] != [0, kept]:
+        out.append(f"answer.tokens.by_layer: starts with {layers[0]}, but {kept} tokens were kept")
+    if value["schema"] != 1:
+        out.append("answer.schema: not 1")
+    return out

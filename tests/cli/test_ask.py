@@ -1,0 +1,216 @@
+"""`omni ask` with a tiny random model: streams, JSON, order of checks. True answers are the pocket model's tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli import schema
+
+QUESTION = "What is the secret number?"
+
+
+@pytest.fixture
+def ask(omni, tiny_model, film):
+    """Return a function that asks the tiny model, briefly and at few frames."""
+
+    def call(*argv, media=film, **kwargs):
+        return omni(
+            "ask",
+            media,
+            "--model",
+            tiny_model,
+            "--fps",
+            "1",
+            "--max-new-tokens",
+            "4",
+            "--device",
+            "cpu",
+            *argv,
+            **kwargs,
+        )
+
+    return call
+
+
+def test_stdout_holds_the_answer_alone(ask):
+    plain, as_json = ask(QUESTION), ask(QUESTION, "--json")
+    assert plain.code == as_json.code == 0, plain.err + as_json.err
+    assert plain.out == json.loads(as_json.out)["answer"] + "\n"
+    assert "wall time" in plain.err
+    assert "tokens:" in plain.err
+    assert "\x1b" not in plain.err
+    assert "pocket" not in plain.err
+
+
+def test_json_follows_the_schema(ask, film, tiny_model):
+    result = ask(QUESTION, "--json")
+    (line,) = result.out.splitlines()
+    value = json.loads(line, parse_constant=pytest.fail)
+    assert schema.problems(value) == []
+    assert value["media"] == str(film)
+    assert value["question"] == QUESTION
+    assert value["media_used"]["video_present_s"] == pytest.approx(6, abs=0.3)
+    assert value["media_used"]["audio_s"] == pytest.approx(6, abs=0.3)
+    assert value["tokens"]["video"]["encoded"] > 0
+    assert value["tokens"]["audio"]["encoded"] > 0
+    assert value["tokens"]["generated"] <= 4
+    assert sum(value["stages"].values()) == pytest.approx(value["wall_s"], rel=0.25)
+
+
+def test_the_schema_notices_what_is_wrong(ask):
+    good = json.loads(ask(QUESTION, "--json").out)
+    for change in (
+        {"answer": 3},
+        {"extra": 1},
+        {"wall_s": float("nan")},
+        {"stages": {"prefill": -1.0}},
+        {"media_used": {}},
+        {"tokens": {**good["tokens"], "video": {"encoded": 1, "kept": 2}}},
+    ):
+        assert schema.problems({**good, **change}), change
+    assert schema.problems({k: v for k, v in good.items() if k != "config"})
+
+
+def test_several_questions_give_one_line_each(ask):
+    result = ask("one?", "-q", "two?", "-q", "-", "--json", stdin="three?\n\nfour?\n")
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert [row["question"] for row in rows] == ["one?", "two?", "three?", "four?"]
+    assert all(schema.problems(row) == [] for row in rows)
+    assert len({row["id"] for row in rows}) == 4
+
+
+def test_a_question_among_others_is_answered_as_if_it_were_alone(ask):
+    together = [json.loads(line)["answer"] for line in ask("one?", "-q", "two?", "--json").out.splitlines()]
+    alone = json.loads(ask("two?", "--json").out)["answer"]
+    assert together[1] == alone
+
+
+def test_same_inputs_give_the_same_object(ask):
+    def stable(text):
+        value = json.loads(text)
+        for key in ("stages", "wall_s", "time_to_first_token_s", "peak_memory"):
+            del value[key]
+        return value
+
+    argv = (QUESTION, "--json", "--temperature", "1", "--seed", "3", "--preset", "random")
+    first, second = ask(*argv), ask(*argv)
+    assert first.code == 0, first.err
+    assert stable(first.out) == stable(second.out)
+
+
+def test_a_stretch_of_the_film(ask):
+    whole = json.loads(ask(QUESTION, "--json").out)
+    part = json.loads(ask(QUESTION, "--json", "--start", "0:02", "--end", "4").out)
+    assert part["media_used"]["video_s"] == pytest.approx(2, abs=0.3)
+    assert part["media_used"]["audio_s"] == pytest.approx(2, abs=0.3)
+    assert part["tokens"]["video"]["encoded"] < whole["tokens"]["video"]["encoded"]
+    assert (part["config"]["media"]["start"], part["config"]["media"]["end"]) == (2.0, 4.0)
+
+
+def test_flags_win_over_settings_and_are_reported(ask):
+    result = ask(QUESTION, "--json", "--set", "media.max_frames=3", "--set", "media.fps=4", "--set", "generate.seed=5")
+    value = json.loads(result.out)
+    assert value["config"]["media"]["fps"] == 1.0  # the flag
+    assert value["config"]["generate"]["seed"] == 5
+    assert value["media_used"]["frames"] == 3
+
+
+def test_no_sound_wanted(ask):
+    value = json.loads(ask(QUESTION, "--json", "--audio", "off").out)
+    assert value["media_used"]["audio_s"] == 0
+    assert value["tokens"]["audio"] == {"encoded": 0, "kept": 0}
+
+
+@pytest.mark.parametrize("option", [["--require-audio"], ["--audio", "on"]])
+def test_sound_insisted_on(ask, film_folder, option):
+    assert ask(QUESTION, *option).code == 0
+    result = ask(QUESTION, *option, media=film_folder / "silent.mp4")
+    assert result.code == 3
+    assert "sound" in result.error_line()
+
+
+@pytest.mark.parametrize("preset", ["full", "random", "uniform", "avoc"])
+def test_presets_answer(ask, preset):
+    result = ask(QUESTION, "--json", "--preset", preset)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["preset"] == preset
+
+
+def test_cheap_mistakes_are_found_without_torch(film):
+    """A wrong file or preset is told at once, not after the libraries are loaded."""
+    script = (
+        "import sys\n"
+        "from omnicli.cli.main import run\n"
+        "code = run(sys.argv[1:])\n"
+        "sys.exit(99 if 'torch' in sys.modules else code)\n"
+    )
+    for argv, code in (
+        (["ask", "no_such_film.mp4", "why?"], 3),
+        (["ask", str(film), "why?", "--preset", "avok"], 6),
+    ):
+        done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, check=False)
+        assert done.returncode == code, (argv, done.stderr)
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["--preset", "avok"], 6, ["avok", "avoc"]),
+        (["--preset", "none.yaml"], 6, ["none.yaml"]),
+        (["--set", "media.fsp=2"], 6, ["media.fsp", "fps"]),
+        (["--set", "media.fps=-1"], 6, ["fps"]),
+        (["--set", "media.fps"], 6, ["media.fps"]),
+        (["--set", "media.fsp=2", "--set", "generate.sede=2"], 6, ["fsp", "sede"]),
+        (["--model", "poket"], 5, ["poket", "pocket"]),
+        (["--model", "./no/such/folder"], 5, ["no/such/folder"]),
+        (["--device", "gpu"], 5, ["gpu"]),
+        (["--dtype", "float8"], 5, ["float8"]),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_names_are_one_line_with_a_near_name(omni, film, tiny_model, argv, code, words):
+    model = [] if "--model" in argv else ["--model", tiny_model]
+    result = omni("ask", film, QUESTION, *model, *argv)
+    assert result.code == code
+    line = result.error_line()
+    for word in words:
+        assert word in line
+
+
+def test_a_missing_file_has_near_names(omni, film):
+    result = omni("ask", film.with_name("flim.mp4"), QUESTION)
+    assert result.code == 3
+    assert "did you mean film.mp4" in result.error_line()
+
+
+def test_a_model_folder_without_weights(omni, film, tmp_path):
+    result = omni("ask", film, QUESTION, "--model", tmp_path)
+    assert result.code == 5
+    assert "config.json" in result.error_line()
+
+
+def test_the_configured_model_is_used(omni, film, tiny_model, monkeypatch):
+    monkeypatch.setenv("OMNI_MODEL", str(tiny_model))
+    monkeypatch.setenv("OMNI_PRESET", "uniform")
+    result = omni("ask", film, QUESTION, "--json", "--fps", "1", "--max-new-tokens", "2")
+    assert result.code == 0, result.err
+    value = json.loads(result.out)
+    assert value["model"]["name"] == str(tiny_model)
+    assert value["preset"] == "uniform"
+
+
+def test_a_process_of_its_own_writes_the_same_streams(omni_process, film, tiny_model):
+    result = omni_process(
+        "ask", film, QUESTION, "--model", tiny_model, "--fps", "1", "--max-new-tokens", "2", FORCE_COLOR="1"
+    )
+    assert result.code == 0, result.err
+    assert result.out.endswith("\n")
+    assert "\x1b" not in result.out + result.err
+    assert "wall time" in result.err
+    assert "arning" not in result.err

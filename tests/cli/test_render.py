@@ -1,0 +1,142 @@
+"""What goes to which stream, and what it looks like."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from omnicli import render
+from omnicli.types import Answer, MediaUsed
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def make_answer(answer="yes", wall=2.0, **stages):
+    return Answer(
+        id="x",
+        media="film.mp4",
+        question="why?",
+        answer=answer,
+        model={"name": "tiny", "revision": "local", "dtype": "float32", "device": "cpu"},
+        preset="avoc",
+        config={},
+        media_used=MediaUsed(5.0, 4.0, 6.0, 6.0, 5, 1.0, 196, 112),
+        tokens={
+            "video": {"encoded": 100, "kept": 10},
+            "audio": {"encoded": 50, "kept": 20},
+            "text": 9,
+            "generated": 2,
+            "by_layer": [[0, 30]],
+            "retention": 0.2,
+        },
+        stages={"decode_video": 1.0, "prefill": 0.5, "generate": 0.25, "other": 0.25, "compress": 0.0, **stages},
+        wall_s=wall,
+        time_to_first_token_s=1.5,
+        peak_memory={"host_bytes": 2**30, "device_bytes": None},
+        flops={"prefill": None, "full_prefill": None},
+        warnings=("sound ends at 4 s",),
+    )
+
+
+def test_stage_table_of_one_answer():
+    lines = render.stage_table([make_answer()]).splitlines()
+    assert lines[0].split() == ["stage", "seconds", "share"]
+    assert lines[1].split() == ["decode", "pictures", "1.00", "50", "%"]
+    assert not any(line.startswith("compress") for line in lines)
+    assert "wall time" in lines[5]
+    text = "\n".join(lines)
+    assert "pictures 5/6 s (5 frames 196x112), sound 4/6 s" in text
+    assert "pictures 100 -> 10, sound 50 -> 20 (20.0 % kept)" in text
+    assert "host 1.00 GiB" in text
+    assert "device" not in text
+    assert "\x1b" not in text
+
+
+def test_stage_table_of_several_answers_has_a_column_each_and_a_sum():
+    lines = render.stage_table([make_answer(), make_answer(wall=4.0)]).splitlines()
+    assert lines[0].split() == ["stage", "Q1", "Q2", "all", "share"]
+    wall = next(line for line in lines if line.startswith("wall"))
+    assert wall.split() == ["wall", "time", "2.00", "4.00", "6.00"]
+    assert "Q8" in render.stage_table([make_answer()] * 8)
+
+
+def test_answers_stream_to_stdout_and_questions_to_stderr(capsys):
+    stream = render.AnswerStream(["one?", "two?", "three?"])
+    for index, piece in [(0, "a"), (0, "b"), (1, "c")]:
+        stream(index, piece)
+    stream.finish([make_answer("ab"), make_answer("c"), make_answer("")])
+    out, err = capsys.readouterr()
+    assert out == "ab\nc\n\n"
+    assert err.splitlines() == ["[1/3] one?", "[2/3] two?", "[3/3] three?"]
+
+
+def test_a_single_question_is_not_repeated(capsys):
+    stream = render.AnswerStream(["one?"])
+    stream(0, "a")
+    stream.finish([make_answer("a")])
+    assert capsys.readouterr() == ("a\n", "")
+
+
+def test_control_characters_do_not_reach_a_terminal(capsys):
+    screen = Terminal()
+    render.write_text("a\x1b[31mb\nc", screen)
+    assert screen.getvalue() == "a\ufffd[31mb\nc"
+    render.write_text("a\x1b[31mb")
+    assert capsys.readouterr().out == "a\x1b[31mb"
+
+
+def test_json_is_one_line_in_any_encoding(monkeypatch):
+    for encoding in ("utf-8", "ascii", "latin-1"):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        render.print_json({"answer": "ü 語 \udc80\nx"})
+        sys.stdout.flush()
+        (line,) = raw.getvalue().decode(encoding).splitlines()
+        assert json.loads(line) == {"answer": "ü 語 \udc80\nx"}
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("enabled", [None, False])
+def test_no_progress_without_a_terminal(capsys, enabled):
+    with render.ProgressDisplay(enabled) as progress:
+        progress("decode_video", 1.0, 2.0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_shows_rate_and_vanishes(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with render.ProgressDisplay() as progress:
+        for second in range(0, 61, 20):
+            progress("decode_video", second, 60)
+        progress("prefill", 2048, 4096)
+        progress("generate", 1, 2)
+        progress._bars.refresh()
+        progress.pause()
+        progress("prefill", 4096, 4096)
+    text = screen.getvalue()
+    assert "decode pictures" in text
+    assert "60 / 60 s" in text
+    assert "2,048 / 4,096 tokens" in text
+    assert "generate" not in text
+    assert "\x1b[3" not in text.replace("\x1b[3J", "")  # cursor movements only, no colours
+
+
+def test_no_progress_on_a_dumb_terminal(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "dumb")
+    with render.ProgressDisplay() as progress:
+        progress("decode_video", 1, 2)
+    assert screen.getvalue() == ""
