@@ -1,0 +1,112 @@
+"""What a compression method is. Knows neither models nor files nor any method.
+
+A method is one file in this folder with one frozen dataclass deriving from `Compressor`; its fields are its
+hyper-parameters and become YAML keys and ``--set`` names, the file's name (``_`` written ``-``) becomes the method's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from omnicli.errors import ConfigError
+from omnicli.types import MediaTokens, Modality, Query, Selection
+
+MODALITIES = ((Modality.VIDEO, "video"), (Modality.AUDIO, "audio"))
+"""Modalities with the names that reports and settings use, in their fixed order."""
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """A method that chooses which media tokens the LLM reads.
+
+    A subclass overrides `compress` to choose before the LLM, `layers` and `prune` to choose inside it, or both.
+
+    Attributes
+    ----------
+    needs : frozenset of str
+        What has to be captured for it: ``saliency``, ``keys`` (encoders), ``last_query_attention`` (LLM).
+    paper : str
+        The source.
+    name : str
+        From the file's name.
+    alternatives : tuple of tuples of str
+        Groups of fields that say the same thing in different ways. A later source (``--set`` after a preset) that sets
+        a field of one group drops the earlier values of the other groups: ``retention`` replaces ``tokens``.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    paper: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    def __post_init__(self) -> None:
+        problems = self.problems()
+        if problems:
+            raise ConfigError(problems)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the fields' values, each beginning ``field: ``; empty if they are fine."""
+        return []
+
+    @classmethod
+    def at(cls, retention: float, **fields: Any) -> Self:
+        """Return the method with settings that keep the share ``retention`` (0..1] of the tokens, defaults elsewhere.
+
+        Benchmarks and contract tests compare methods through it. A method without such a knob ignores it.
+        """
+        return cls(**fields)
+
+    def bind(self, model_folder: Path) -> Self:
+        """Return the method with whatever the model in ``model_folder`` ships for it; by default itself."""
+        return self
+
+    def compress(self, tokens: MediaTokens, query: Query) -> Selection:
+        """Choose tokens before the LLM; by default all of them. Never modifies ``tokens``."""
+        return everything(tokens)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Return the layers (0-based, of ``depth``) after which `prune` is called."""
+        return ()
+
+    def prune(self, layer: int, view: Any) -> Tensor:
+        """Return ascending indices (k,) int64 into ``view.media`` of the tokens to keep after ``layer``.
+
+        ``view`` is an `omnicli.llm.prefill.LayerView`.
+        """
+        raise NotImplementedError(f"{self.name} names layers to prune after but has no prune()")
+
+    def params(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def everything(tokens: MediaTokens, **report: Any) -> Selection:
+    """Return the selection of all tokens, with budgets in its report."""
+    indices = torch.arange(len(tokens), device=tokens.features.device)
+    return Selection(indices, report={"budget": counts(tokens), **report})
+
+
+def counts(tokens: MediaTokens) -> dict[str, int]:
+    """Return the number of tokens of each modality: ``{"video": n, "audio": m}``."""
+    return {name: tokens.count(modality) for modality, name in MODALITIES}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+__all__ = ["MODALITIES", "Compressor", "counts", "everything"]

@@ -1,0 +1,228 @@
+"""How many tokens of each modality may stay. Pure arithmetic; knows no method and no tensor but two counts.
+
+Either a number of tokens K, or a share (retention) of all tokens, both shared between picture and sound by ``split``,
+or a share per modality. AVOC uses K = 10240 and 2:1 (arXiv 2606.24286, section 4.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from typing_extensions import Self
+
+from omnicli.compress.base import Compressor, counts
+from omnicli.errors import ConfigError
+from omnicli.types import MediaTokens
+
+DEFAULT_TOKENS = 10240
+"""K where neither tokens nor retention are set."""
+
+ADAPTIVE = "adaptive"
+PROPORTIONAL = "proportional"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Tokens that may stay of each modality."""
+
+    video: int
+    audio: int
+
+    def __post_init__(self) -> None:
+        if self.video < 0 or self.audio < 0:
+            raise ConfigError(f"a budget cannot be negative ({self.video} video, {self.audio} audio tokens)")
+
+    @property
+    def total(self) -> int:
+        """Tokens of both modalities."""
+        return self.video + self.audio
+
+    def to_dict(self) -> dict[str, int]:
+        """Return ``{"video": n, "audio": m}``."""
+        return {"video": self.video, "audio": self.audio}
+
+
+def parse_ratio(split: str) -> tuple[float, float]:
+    """Return the weights of ``"2:1"`` (video:audio).
+
+    Raises
+    ------
+    ConfigError
+        It is no pair of numbers, one is negative, or both are zero.
+    """
+    parts = split.split(":")
+    try:
+        video, audio = (float(p) for p in parts)
+    except ValueError:
+        raise ConfigError(f"must be VIDEO:AUDIO such as 2:1, {ADAPTIVE} or {PROPORTIONAL}, not {split!r}") from None
+    if not (math.isfinite(video) and math.isfinite(audio) and video >= 0 and audio >= 0 and video + audio > 0):
+        raise ConfigError(f"needs two weights that are not negative and not both 0, not {split!r}")
+    return video, audio
+
+
+def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
+    """Return whole shares of ``total`` in the ratio of ``weights``; they add up exactly, ties go to the first.
+
+    Raises
+    ------
+    ValueError
+        A weight is negative or all are zero.
+    """
+    mass = math.fsum(weights)
+    if mass <= 0 or min(weights) < 0:
+        raise ValueError("weights must not be negative and not all zero")
+    exact = [total * w / mass for w in weights]
+    shares = [math.floor(x) for x in exact]
+    order = sorted(range(len(weights)), key=lambda i: (shares[i] - exact[i], i))
+    for i in order[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def split_tokens(k: int, n_video: int, n_audio: int, weights: tuple[float, float]) -> Budget:
+    """Share ``k`` tokens between the modalities that are there.
+
+    A modality with fewer tokens than its share gives the rest to the other, a weight of 0 gives a modality only what
+    the other cannot use, and otherwise each modality that is there gets at least one token if ``k`` is 2 or more.
+
+    Parameters
+    ----------
+    k : int
+        Tokens to keep; more than there are means all.
+    n_video, n_audio : int
+        Tokens there are.
+    weights : (float, float)
+        Video and audio weight.
+
+    Raises
+    ------
+    ConfigError
+        ``k`` is not positive.
+    """
+    if k < 1:
+        raise ConfigError(f"at least 1 token must stay, not {k}")
+    if k >= n_video + n_audio:
+        return Budget(n_video, n_audio)
+    video, audio = largest_remainder(k, weights)
+    if k >= 2 and n_video and n_audio and min(weights) > 0:
+        video = min(max(video, 1), k - 1)
+        audio = k - video
+    if video > n_video:
+        video, audio = n_video, k - n_video
+    elif audio > n_audio:
+        video, audio = k - n_audio, n_audio
+    return Budget(video, audio)
+
+
+def share_of(retention: float, n: int) -> int:
+    """Return ``retention`` of ``n`` tokens, rounded to the nearest (halves up), at least 1 unless either is 0."""
+    if retention <= 0 or n == 0:
+        return 0
+    return min(n, max(1, math.floor(retention * n + 0.5)))
+
+
+@dataclass(frozen=True)
+class Budgeted(Compressor):
+    """A method with a token budget.
+
+    Parameters
+    ----------
+    tokens : int or None
+        Tokens that stay, of both modalities together. 10240 where no other budget is set.
+    split : str
+        How they are shared: ``VIDEO:AUDIO`` such as ``2:1``, ``proportional`` to what is there, or ``adaptive``: by
+        where the score mass lies (methods with scores).
+    retention : float or None
+        Instead of tokens: the share of all tokens that stays, above 0 and at most 1; shared by ``split`` as well.
+    retention_video, retention_audio : float or None
+        Instead of both: the share of each modality that stays, 0 to 1. Where only one is set, the other stays whole.
+    """
+
+    tokens: int | None = None
+    split: str = "2:1"
+    retention: float | None = None
+    retention_video: float | None = None
+    retention_audio: float | None = None
+
+    has_scores: ClassVar[bool] = False
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("tokens",),
+        ("retention",),
+        ("retention_video", "retention_audio"),
+    )
+
+    @classmethod
+    def at(cls, retention: float, **fields: Any) -> Self:
+        """Return the method with this share of all tokens as its budget."""
+        return cls(**{"retention": retention, **fields})
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the budget."""
+        found = super().problems()
+        named = [group for group in self.alternatives if any(getattr(self, name) is not None for name in group)]
+        if len(named) > 1:
+            given = ", ".join(n for group in named for n in group if getattr(self, n) is not None)
+            found.append(f"tokens: {given} contradict each other; set one budget")
+        if self.tokens is not None and self.tokens < 1:
+            found.append(f"tokens: must be at least 1, not {self.tokens}")
+        if self.retention is not None and not 0 < self.retention <= 1:
+            found.append(f"retention: must be above 0 and at most 1, not {self.retention:g}")
+        for name in ("retention_video", "retention_audio"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                found.append(f"{name}: must be between 0 and 1, not {value:g}")
+        if self.retention_video == 0 and self.retention_audio == 0:
+            found.append("retention_video: 0 of both modalities leaves nothing")
+        if self.split == ADAPTIVE:
+            if not self.has_scores:
+                found.append(f"split: {self.name} has no scores to share the budget by; use a ratio or {PROPORTIONAL}")
+        elif self.split != PROPORTIONAL:
+            try:
+                parse_ratio(self.split)
+            except ConfigError as error:
+                found.append(f"split: {error}")
+        return found
+
+    def budget(self, tokens: MediaTokens, mass: tuple[float, float] | None = None) -> Budget:
+        """Return how many tokens of each modality stay.
+
+        Parameters
+        ----------
+        tokens : MediaTokens
+            All tokens of the clip.
+        mass : (float, float)
+            Score mass of video and audio, for ``split: adaptive``.
+
+        Raises
+        ------
+        ConfigError
+            The settings leave nothing of what the clip holds.
+        """
+        have = counts(tokens)
+        n_video, n_audio = have["video"], have["audio"]
+        if n_video + n_audio == 0:
+            return Budget(0, 0)
+        if self.retention_video is not None or self.retention_audio is not None:
+            whole = [1.0 if r is None else r for r in (self.retention_video, self.retention_audio)]
+            budget = Budget(share_of(whole[0], n_video), share_of(whole[1], n_audio))
+            if budget.total == 0:
+                raise ConfigError("retention 0 of the only modality in this file leaves nothing; raise it")
+            return budget
+        if self.retention is not None:
+            k = share_of(self.retention, n_video + n_audio)
+        else:
+            k = DEFAULT_TOKENS if self.tokens is None else self.tokens
+        return split_tokens(k, n_video, n_audio, self._weights(n_video, n_audio, mass))
+
+    def _weights(self, n_video: int, n_audio: int, mass: tuple[float, float] | None) -> tuple[float, float]:
+        if self.split == ADAPTIVE and mass is not None and sum(mass) > 0:
+            return mass
+        if self.split in (ADAPTIVE, PROPORTIONAL):
+            return float(n_video), float(n_audio)
+        return parse_ratio(self.split)
+
+
+__all__ = ["DEFAULT_TOKENS", "Budget", "Budgeted", "largest_remainder", "parse_ratio", "share_of", "split_tokens"]

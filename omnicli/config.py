@@ -1,0 +1,390 @@
+"""The settings of a run: frozen dataclasses <- YAML preset <- ``key=value``. All problems are reported at once.
+
+A preset is a YAML file::
+
+    description: one line for `omni presets list`
+    method: avoc
+    params: {tokens: 10240}        # fields of the method
+    media: {fps: 1.0}              # fields of MediaConfig
+    generate: {max_new_tokens: 64} # fields of GenerateConfig
+    model: pocket                  # optional; so are device and dtype
+
+Nothing here knows what a setting does. Importing this module and listing presets imports no torch; the method's own
+file, which does, is imported when a preset is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from omnicli import registry
+from omnicli.errors import ConfigError, near_names
+from omnicli.strict import Text, convert, field_types, read_fields, read_mapping
+
+if TYPE_CHECKING:
+    from omnicli.compress.base import Compressor
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class MediaConfig:
+    """What is read from the file.
+
+    Attributes
+    ----------
+    fps : float
+        Frames per second to look at.
+    max_frames : int or None
+        Films with more frames than that are sampled uniformly; None: no limit.
+    min_pixels, max_pixels : int or None
+        Bounds of a frame's size in pixels for the encoder; None: the model's own.
+    start, end : float or None
+        Seconds in the file between which is read; None: from its beginning, to its end.
+    audio : auto, on or off
+        Whether the sound is heard; auto: if there is any.
+    require_audio : bool
+        Stop when there is no sound instead of answering from the pictures.
+    exact_mel : bool
+        Normalise the sound over the whole film (one more pass over it), as the model was trained.
+    """
+
+    fps: float = 1.0
+    max_frames: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    start: float | None = None
+    end: float | None = None
+    audio: Literal["auto", "on", "off"] = "auto"
+    require_audio: bool = False
+    exact_mel: bool = True
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.fps > 0:
+            problems.append(f"fps: must be above 0, not {self.fps:g}")
+        for name in ("max_frames", "min_pixels", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name}: must be at least 1, not {value}")
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            problems.append(f"min_pixels: {self.min_pixels} is above max_pixels {self.max_pixels}")
+        if self.start is not None and self.start < 0:
+            problems.append(f"start: must not be negative, not {self.start:g}")
+        if self.end is not None and self.end <= (self.start or 0.0):
+            problems.append(f"end: {self.end:g} s is not after start {self.start or 0.0:g} s")
+        if self.audio == "off" and self.require_audio:
+            problems.append("require_audio: true contradicts audio off")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How the answer is written.
+
+    Attributes
+    ----------
+    max_new_tokens : int
+        Longest answer.
+    temperature : float
+        0: always the likeliest token.
+    top_p : float
+        Share of probability that is sampled from.
+    seed : int
+        Of the sampling.
+    stop : list of str
+        Texts that end the answer.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.max_new_tokens < 1:
+            problems.append(f"max_new_tokens: must be at least 1, not {self.max_new_tokens}")
+        if self.temperature < 0:
+            problems.append(f"temperature: must not be negative, not {self.temperature:g}")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p: must be above 0 and at most 1, not {self.top_p:g}")
+        if self.seed < 0:
+            problems.append(f"seed: must not be negative, not {self.seed}")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved configuration.
+
+    Attributes
+    ----------
+    preset : str
+        Name of the preset, or the file it came from.
+    compressor : Compressor
+        The method with its settings.
+    model : str or None
+        The preset's own choice of model; None leaves it to the user.
+    """
+
+    preset: str
+    compressor: Compressor
+    media: MediaConfig = field(default_factory=MediaConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    description: str = ""
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.compressor.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; `load_config` reads them back."""
+        return {
+            "preset": self.preset,
+            "method": self.method,
+            "params": self.compressor.params(),
+            "media": dataclasses.asdict(self.media),
+            "generate": {**dataclasses.asdict(self.generate), "stop": list(self.generate.stop)},
+            "model": self.model,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+
+@dataclass(frozen=True)
+class PresetInfo:
+    """A preset without its settings."""
+
+    name: str
+    description: str
+    method: str
+    path: Path
+
+
+_SECTIONS: dict[str, type] = {"media": MediaConfig, "generate": GenerateConfig}
+_SCALARS: dict[str, Any] = {
+    "method": str,
+    "model": str | None,
+    "device": str,
+    "dtype": Dtype,
+    "preset": str,
+    "description": str,
+}
+_OVERRIDABLE = ("method", "model", "device", "dtype")
+
+
+def presets_folder() -> Path:
+    """Return the folder of the presets: in the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "presets", package.parent / "presets"):
+        if folder.is_dir():
+            return folder
+    raise ConfigError("no presets in this installation; reinstall: pip install --force-reinstall omnicli")
+
+
+def preset_files() -> dict[str, Path]:
+    """Return the presets' names and files; a preset in a folder is called ``folder/name``."""
+    folder = presets_folder()
+    files = sorted(folder.rglob("*.yaml"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def list_presets() -> list[PresetInfo]:
+    """Return the presets with their descriptions, by name."""
+    found = []
+    for name, path in preset_files().items():
+        data = read_mapping(path)
+        text, method = (str(data.get(key) or "") for key in ("description", "method"))
+        found.append(PresetInfo(name, " ".join(text.split()), method, path))
+    return found
+
+
+def find_preset(preset: str | Path) -> Path:
+    """Return the file of a preset's name or path.
+
+    Raises
+    ------
+    ConfigError
+        There is no such preset or file.
+    """
+    text = str(preset)
+    known = preset_files()
+    if text in known:
+        return known[text]
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if isinstance(preset, Path) or path.suffix in (".yaml", ".yml") or text.startswith((".", "~", os.sep)):
+        raise ConfigError(f"{text}: no such preset file")
+    raise ConfigError(f"no preset called {text!r}{near_names(text, known)}")
+
+
+def load_config(preset: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Resolve a preset and the settings that change it.
+
+    Parameters
+    ----------
+    preset : str, Path or mapping
+        Name, YAML file, or what either of them holds (so also `Config.to_dict`).
+    overrides : sequence of str
+        ``media.fps=2``, ``generate.max_new_tokens=8``, ``avoc.tokens=2048`` or ``params.tokens=2048``,
+        ``method=random``, ``model=...``; later ones win. With another method, the preset's params that this method has
+        too (the budget) stay.
+
+    Raises
+    ------
+    ConfigError
+        Something is wrong; ``problems`` lists everything that is.
+    """
+    if isinstance(preset, Mapping):
+        name, where, data = str(preset.get("preset", "inline")), "", dict(preset)
+    else:
+        path = find_preset(preset)
+        name, where, data = str(preset), f"{path.name}: ", read_mapping(path)
+    return _Resolver(name, where).resolve(data, overrides)
+
+
+def validate(preset: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
+    """Return all problems of a preset; empty if it is fine."""
+    try:
+        load_config(preset, overrides)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+class _Resolver:
+    """One pass over a preset and its overrides; ``problems`` fills on the way."""
+
+    def __init__(self, name: str, where: str) -> None:
+        self.name = name
+        self.where = where
+        self.problems: list[str] = []
+        self.scalars: dict[str, Any] = {}
+        self.values: dict[str, dict[str, Any]] = {"media": {}, "generate": {}, "params": {}}
+        self.changed: dict[str, dict[str, Any]] = {"media": {}, "generate": {}, "params": {}}
+        self.by_method: dict[str, dict[str, Any]] = {}
+        self.method_changed = False
+
+    def resolve(self, data: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+        self._read(data)
+        for text in overrides:
+            self._override(text)
+        made = {section: self._build(cls, section) for section, cls in _SECTIONS.items()}
+        compressor = self._method()
+        if self.problems or compressor is None:
+            raise ConfigError(self.problems)
+        rest = {k: v for k, v in self.scalars.items() if k not in ("method", "preset")}
+        return Config(preset=self.name, compressor=compressor, **made, **rest)
+
+    def _read(self, data: Mapping[str, Any]) -> None:
+        for key, value in data.items():
+            if key in self.values:
+                if isinstance(value, Mapping):
+                    self.values[key] = {str(k): v for k, v in value.items()}
+                elif value is not None:
+                    self.problems.append(f"{self.where}{key}: must hold settings, not {value!r}")
+            elif key in _SCALARS:
+                self._scalar(key, value, self.where)
+            else:
+                near = near_names(str(key), [*_SCALARS, *self.values])
+                self.problems.append(f"{self.where}{key}: unknown key{near}")
+
+    def _scalar(self, key: str, value: Any, where: str) -> None:
+        try:
+            self.scalars[key] = convert(value, _SCALARS[key])
+        except ValueError as error:
+            self.problems.append(f"{where}{key}: {error}")
+
+    def _override(self, text: str) -> None:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        section, _, name = key.partition(".")
+        if not equals or not key:
+            self.problems.append(f"{text}: must be key=value, such as media.fps=2")
+        elif not name and section in _OVERRIDABLE:
+            self._scalar(section, Text(value.strip()), "")
+            self.method_changed |= section == "method"
+        elif name and section in self.changed:
+            self.changed[section][name] = Text(value.strip())
+        elif name and section in registry.methods():
+            self.by_method.setdefault(section, {})[name] = Text(value.strip())
+        else:
+            self.problems.append(f"{key}: unknown setting{near_names(key, self._known())}")
+
+    def _known(self) -> list[str]:
+        known = [*_OVERRIDABLE, *(f"{s}.{f}" for s, cls in _SECTIONS.items() for f in field_types(cls))]
+        method = self.scalars.get("method", "")
+        if method in registry.methods():
+            known += [f"{method}.{f}" for f in field_types(registry.methods()[method])]
+        return known
+
+    def _build(self, cls: type, section: str, label: str | None = None) -> Any:
+        """Return ``cls`` of a section's values, or None when its values contradict each other."""
+        prefix = f"{label or section}."
+        good = read_fields(
+            cls, self.values[section], prefix, self.problems, dict.fromkeys(self.values[section], self.where)
+        )
+        good |= read_fields(cls, self.changed[section], prefix, self.problems)
+        try:
+            return cls(**good)
+        except ConfigError as error:
+            self.problems.extend(prefix + problem for problem in error.problems)
+            return None
+
+    def _method(self) -> Compressor | None:
+        name = self.scalars.get("method")
+        if name is None:
+            if not any("method: " in p for p in self.problems):
+                self.problems.append(f"{self.where}method: is missing{near_names('', registry.methods())}")
+            return None
+        for other in self.by_method:
+            if other != name:
+                self.problems.append(f"{other}.*: the method is {name}; add method={other} to change it")
+        self.changed["params"] |= self.by_method.get(name, {})
+        try:
+            cls = registry.methods().find(name)
+        except ConfigError as error:
+            where = "" if self.method_changed else self.where
+            self.problems.extend(f"{where}method: {problem}" for problem in error.problems)
+            return None
+        self._drop_replaced(cls)
+        return self._build(cls, "params", name)
+
+    def _drop_replaced(self, cls: type[Compressor]) -> None:
+        """Forget preset values that an override says in another way, or that belong to another method."""
+        values, changed = self.values["params"], self.changed["params"]
+        if self.method_changed:
+            values = {k: v for k, v in values.items() if k in field_types(cls)}
+        for group in cls.alternatives:
+            if any(name in changed for name in group):
+                others = {n for g in cls.alternatives if g is not group for n in g}
+                values = {k: v for k, v in values.items() if k not in others}
+        self.values["params"] = values
+
+
+__all__ = [
+    "Config",
+    "GenerateConfig",
+    "MediaConfig",
+    "PresetInfo",
+    "find_preset",
+    "list_presets",
+    "load_config",
+    "preset_files",
+    "presets_folder",
+    "validate",
+]
