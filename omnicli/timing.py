@@ -27,8 +27,14 @@ STAGES = (
 )
 
 
+PARTS = frozenset({"select_in_llm"})
+"""Stages that are reported beside the stage they happen in and stay counted in it."""
+
+
 class StageClock:
     """Adds up seconds per stage.
+
+    A stage inside another one takes its seconds away from the outer one, so that stages add up; `PARTS` do not.
 
     Parameters
     ----------
@@ -42,35 +48,38 @@ class StageClock:
         self.busy: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self._covered = 0.0
         self._owner = threading.get_ident()
-        self._depth = 0
+        self._inner: list[float] = []  # seconds spent in stages inside each open stage of the owning thread
         self._events: list[tuple[str, float, Any, Any]] = []
         self._lock = threading.Lock()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the body's time under ``name``. Nested stages count for the inner name's busy time only once outside.
-
-        A stage inside another one (``select_in_llm`` inside ``prefill``) is a *part* of it and does not add to the
-        covered time twice.
-        """
+        """Count the body's time under ``name``. May be used from several threads."""
         own = threading.get_ident() == self._owner
-        begin = time.perf_counter()
         pair = self._record() if self.cuda and own else None
         if own:
-            self._depth += 1
+            self._inner.append(0.0)
+        begin = time.perf_counter()
         try:
             yield
         finally:
             seconds = time.perf_counter() - begin
+            inner = 0.0
             if own:
-                self._depth -= 1
-                if self._depth == 0:
+                inner = self._inner.pop()
+                if not self._inner:
                     self._covered += seconds
-            if pair is not None:
+                elif name not in PARTS:
+                    self._inner[-1] += seconds
+            if pair is not None and inner == 0.0:
                 self._events.append((name, seconds, pair, self._record()))
             else:
                 with self._lock:
-                    self.busy[name] = self.busy.get(name, 0.0) + seconds
+                    self.busy[name] = self.busy.get(name, 0.0) + seconds - inner
+
+    def elapsed(self) -> float:
+        """Return the seconds since the clock was made."""
+        return time.perf_counter() - self.start
 
     def report(self) -> tuple[dict[str, float], float]:
         """Return busy seconds per stage (with ``other``) and the wall time since the clock was made."""
@@ -78,7 +87,7 @@ class StageClock:
             end.synchronize()
             self.busy[name] = self.busy.get(name, 0.0) + max(host_s, begin.elapsed_time(end) / 1000)
         self._events.clear()
-        wall = time.perf_counter() - self.start
+        wall = self.elapsed()
         return {**self.busy, "other": max(0.0, wall - self._covered)}, wall
 
     @staticmethod

@@ -170,7 +170,7 @@ class OmniModel(abc.ABC):
         The checkpoint; None for random weights.
     device, dtype
         Where and in what the weights are.
-    hidden_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
+    hidden_size, intermediate_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
         LLM dimensions; ``max_position`` is the trained context in positions.
     window_s : float
         Length of a temporal block in seconds.
@@ -197,6 +197,7 @@ class OmniModel(abc.ABC):
     device: torch.device
     dtype: torch.dtype
     hidden_size: int
+    intermediate_size: int
     depth: int
     heads: int
     kv_heads: int

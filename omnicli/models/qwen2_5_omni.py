@@ -73,6 +73,7 @@ class Qwen25Omni(OmniModel):
         self.device, self.dtype = weight.device, weight.dtype
         text, vision, audio = config.text_config, config.vision_config, config.audio_config
         self.hidden_size, self.depth = text.hidden_size, text.num_hidden_layers
+        self.intermediate_size = text.intermediate_size
         self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
         self.head_dim = self._text.layers[0].self_attn.head_dim
         self.vocab_size, self.max_position = text.vocab_size, text.max_position_embeddings

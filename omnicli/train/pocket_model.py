@@ -78,7 +78,7 @@ def build_model(seed: int = 0) -> Any:
         vision_config={
             "depth": 6, "hidden_size": 128, "num_heads": 4, "intermediate_size": 384, "patch_size": PATCH,
             "spatial_merge_size": MERGE, "temporal_patch_size": 2, "window_size": 112,
-            "fullatt_block_indexes": [2, 4, 5], "out_hidden_size": HIDDEN, "hidden_act": "silu",
+            "fullatt_block_indexes": [1, 2, 3, 4, 5], "out_hidden_size": HIDDEN, "hidden_act": "silu",
         },
         text_config={
             "vocab_size": len(tokenizer), "hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 6,
@@ -146,7 +146,7 @@ def patch_rows(pairs: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Plain attention over (B, heads, n, d): at these sizes two batched products beat the fused kernel on a CPU."""
-    weights = torch.softmax((q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5, -1).to(v.dtype)
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
     return weights @ v
 
 
@@ -163,7 +163,9 @@ def _vision_plan(visual: Any, grid: tuple[int, int]) -> tuple[Tensor, list[int],
     return _VISION_PLANS[grid]
 
 
-def vision_forward(visual: Any, rows: Tensor, grid: tuple[int, int] = GRID) -> tuple[Tensor, Tensor]:
+def vision_forward(
+    visual: Any, rows: Tensor, grid: tuple[int, int] = GRID, tap: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Run the vision tower on B equal frame pairs.
 
     Parameters
@@ -172,12 +174,15 @@ def vision_forward(visual: Any, rows: Tensor, grid: tuple[int, int] = GRID) -> t
         From `patch_rows`.
     grid : tuple
         Patches high and wide.
+    tap : int or None
+        Block after which patch states are returned; None is the last.
 
     Returns
     -------
     (Tensor (B, P, d), Tensor (B, P / 4, D))
-        Last hidden states in merge-block order, and the merged tokens in raster order.
+        Patch states after block ``tap`` in merge-block order, and the merged tokens in raster order.
     """
+    tapped = None
     index, windows, position_ids = _vision_plan(visual, grid)
     b, p, _ = rows.shape
     heads = visual.blocks[0].attn.num_heads
@@ -188,7 +193,7 @@ def vision_forward(visual: Any, rows: Tensor, grid: tuple[int, int] = GRID) -> t
     cos, sin = cos[order][None, :, None], sin[order][None, :, None]
     x = x[:, order]
     for i, block in enumerate(visual.blocks):
-        y = block.norm1(x)
+        y = _rms(block.norm1, x)
         q, k, v = (f(y).view(b, p, heads, -1) for f in (block.attn.q, block.attn.k, block.attn.v))
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))
@@ -198,16 +203,30 @@ def vision_forward(visual: Any, rows: Tensor, grid: tuple[int, int] = GRID) -> t
             parts = zip(*(z.split(windows, dim=2) for z in (q, k, v)), strict=True)
             y = torch.cat([_attend(*part) for part in parts], dim=2)
         x = x + block.attn.proj(y.transpose(1, 2).reshape(b, p, -1))
-        x = x + block.mlp(block.norm2(x))
-    merged = visual.merger(x.reshape(b * p, -1)).view(b, p // 4, -1)
+        x = x + block.mlp(_rms(block.norm2, x))
+        if i == tap:
+            tapped = x
+    merged = _merge(visual.merger, x.reshape(b * p, -1)).view(b, p // 4, -1)
     inverse = torch.argsort(order)
-    return x[:, inverse], merged[:, torch.argsort(index)]
+    return (x if tapped is None else tapped)[:, inverse], merged[:, torch.argsort(index)]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), -1)
-    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+    """Rotary embedding with the half-split layout; cos and sin hold each angle twice, so the first half is enough."""
+    a, b = x.chunk(2, -1)
+    c, s = cos[..., : a.shape[-1]].to(x.dtype), sin[..., : a.shape[-1]].to(x.dtype)
+    return torch.cat((a * c - b * s, b * c + a * s), -1)
+
+
+def _rms(norm: Any, x: Tensor) -> Tensor:
+    """RMSNorm in one reduction: mixed-precision casts of whole activations are what costs on a CPU."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = (size.square() / x.shape[-1] + norm.variance_epsilon).rsqrt()
+    return x * scale.to(x.dtype) * norm.weight
+
+
+def _merge(merger: Any, x: Tensor) -> Tensor:
+    return merger.mlp(_rms(merger.ln_q, x).reshape(-1, merger.hidden_size))
 
 
 def audio_forward(tower: Any, mel: Tensor) -> Tensor:
@@ -251,18 +270,18 @@ def text_forward(
     x, taps = embeds, []
     for i, layer in enumerate(text.layers):
         attn = layer.self_attn
-        y = layer.input_layernorm(x)
+        y = _rms(layer.input_layernorm, x)
         q = _rotate(attn.q_proj(y).view(b, s, -1, attn.head_dim), cos, sin)
         k = _rotate(attn.k_proj(y).view(b, s, -1, attn.head_dim), cos, sin)
         v = attn.v_proj(y).view(b, s, -1, attn.head_dim)
         groups = attn.num_key_value_groups
         q = q.transpose(1, 2).reshape(b, -1, groups * s, attn.head_dim)  # queries of a group share one key head
         k, v = k.transpose(1, 2), v.transpose(1, 2)
-        scores = (q @ k.transpose(-1, -2)).view(b, -1, groups, s, s) * attn.scaling + bias[:, :, None].to(x.dtype)
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype).view(b, -1, groups * s, s)
+        scores = ((q * attn.scaling) @ k.transpose(-1, -2)).view(b, -1, groups, s, s) + bias[:, :, None].to(x.dtype)
+        weights = torch.softmax(scores, -1).view(b, -1, groups * s, s)
         y = (weights @ v).view(b, -1, s, attn.head_dim).transpose(1, 2).reshape(b, s, -1)
         x = x + attn.o_proj(y)
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        x = x + layer.mlp(_rms(layer.post_attention_layernorm, x))
         if i in tap:
             taps.append(x)
-    return text.norm(x), taps
+    return _rms(text.norm, x), taps

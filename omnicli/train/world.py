@@ -148,12 +148,12 @@ def caption_look(seed: int) -> CaptionLook:
     dark = rng.random() < 0.85
     ink = rng.integers(215, 256, 3) if dark else rng.integers(0, 40, 3)
     box = rng.integers(0, 50, 3) if dark else rng.integers(205, 256, 3)
-    size = rng.uniform(19, 25)
+    size = float(rng.integers(19, 26))  # few distinct values: glyphs are cached
     return CaptionLook(
         size=size,
         advance=size * rng.uniform(0.62, 0.72) + 1.0,
-        stroke=rng.uniform(0.0, 0.7),
-        stretch=rng.uniform(0.95, 1.1),
+        stroke=float(rng.choice((0.0, 0.35, 0.7))),
+        stretch=float(rng.choice((0.95, 1.0, 1.05, 1.1))),
         ink=tuple(int(v) for v in ink),
         box=tuple(int(v) for v in box),
         opacity=rng.uniform(0.8, 1.0),
@@ -308,10 +308,8 @@ def _music(seed: int, seconds: float) -> np.ndarray:
 def voice_wave(event: Event) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
     """Return the wave of a ``voice`` event and each word's ``(word, start_s, end_s)`` in film seconds."""
     rng = np.random.default_rng([event.seed, 16])
-    wave, spans = speech.sentence(
-        event.text.split(), event.voice, int(rng.choice((150, 170, 190))), int(rng.choice((35, 50, 65))),
-        (0.05, 0.16), rng,
-    )  # fmt: skip
+    rate, pitch = ((155, 40), (180, 60))[int(rng.integers(2))]  # few distinct values: words are cached
+    wave, spans = speech.sentence(event.text.split(), event.voice, rate, pitch, (0.05, 0.16), rng)
     return wave * rng.uniform(0.8, 1.6), [(w, event.start_s + a, event.start_s + b) for w, a, b in spans]
 
 
