@@ -1,0 +1,45 @@
+"""Tensor code that methods share: z-scores, sums by block, chunks. Knows no method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 32 * 2**20
+"""Working memory of a pass over the tokens' features."""
+
+
+def row_chunks(n: int, width: int, itemsize: int = 4, limit: int = CHUNK_BYTES) -> Iterator[slice]:
+    """Yield slices that cover ``n`` rows, each of at most ``limit`` bytes when a row has ``width`` items."""
+    step = max(1, limit // max(1, width * itemsize))
+    for begin in range(0, n, step):
+        yield slice(begin, min(begin + step, n))
+
+
+def sums_by(features: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return fp32 sums (groups, D) of features (N, D) and counts (groups,) by group index (N,). Differentiable."""
+    sums = torch.zeros(groups, features.shape[1], dtype=torch.float32, device=features.device)
+    for part in row_chunks(len(features), features.shape[1]):
+        sums.index_add_(0, group[part], features[part].float())
+    return sums, torch.bincount(group, minlength=groups)
+
+
+def zscore(values: Tensor, where: Tensor) -> Tensor:
+    """Return z-scores (n,) over the entries chosen by ``where`` (n,) bool, 0 at all others.
+
+    The deviation is that of the population. Values that are equal up to rounding have z-score 0. Differentiable.
+    """
+    zero = torch.zeros_like(values)
+    count = where.sum().clamp_min(1)
+    mean = torch.where(where, values, zero).sum() / count
+    centred = torch.where(where, values - mean, zero)
+    variance = centred.square().sum() / count
+    # fp32 products of equal embeddings differ in their last bits; dividing that noise by its own deviation would rank.
+    floor = (1e-6 * torch.where(where, values, zero).detach().abs().max()) ** 2 if values.numel() else variance
+    flat = variance <= floor
+    return torch.where(flat, zero, centred / torch.where(flat, torch.ones_like(variance), variance).sqrt())
+
+
+__all__ = ["CHUNK_BYTES", "row_chunks", "sums_by", "zscore"]
