@@ -1,36 +1,107 @@
-"""`omni train pocket`: the pocket model from nothing, in resumable stages."""
+"""`omni train pocket`: the pocket model from nothing, in resumable stages.
+
+``pictures`` and ``sounds`` train the encoders on dense labels, ``answers`` the LLM on clips composed of their tokens,
+``scorer`` AVOC's projections by AVOC's objective, ``export`` writes the checkpoint folder that `load_model` reads.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-STAGES = ("pictures", "sounds")
+STAGES = ("pictures", "sounds", "answers", "scorer", "export")
+FOLDER = Path(__file__).resolve().parent.parent / "models" / "pocket"
+"""Where the trained weights are shipped."""
 
 
-def main(out: str | Path, stages: tuple[str, ...] = STAGES, *, scale: float = 1.0, seed: int = 0, threads: int = 1) -> None:
-    """Run the named stages; each resumes from ``out/<stage>.pt`` where it stopped."""
+def main(
+    out: str | Path,
+    stages: Sequence[str] = STAGES,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    threads: int = 2,
+    minutes: float | None = None,
+) -> None:
+    """Run the named stages; each resumes from its checkpoint in ``out`` where it stopped.
+
+    Parameters
+    ----------
+    out : path
+        Folder of checkpoints and of ``log.txt``; ``export`` writes ``out/model``.
+    scale : float
+        Factor on the number of steps and on the size of the pools.
+    threads : int
+        CPU threads of the network; one more process renders samples.
+    minutes : float or None
+        Stop ``answers`` cleanly after so long; a later run goes on.
+    """
     import torch
 
+    from omnicli.train import pocket_llm, pocket_scorer
     from omnicli.train import pocket_model as arch
     from omnicli.train import pocket_towers as towers
 
     torch.set_num_threads(threads)
     out = Path(out)
-    model = arch.build_model(seed).to(torch.bfloat16)
     log = _logger(out)
+    until = None if minutes is None else time.time() + 60 * minutes
+    model = arch.build_model(seed).to(torch.bfloat16)
+    visual, tower = model.model.visual, model.model.audio_tower
     for stage in stages:
         if stage == "pictures":
-            visual = model.model.visual
-            heads = towers.PictureHeads(visual.blocks[0].attn.dim).to(torch.bfloat16)
+            heads: Any = towers.PictureHeads(visual.blocks[0].attn.dim).to(torch.bfloat16)
             towers.train_tower(visual, heads, towers.picture_stages(visual, heads, seed, scale), out, stage, log=log)
-        elif stage == "sounds":
-            tower = model.model.audio_tower
+            continue
+        if stage == "sounds":
             heads = towers.SoundHeads().to(torch.bfloat16)
             towers.train_tower(tower, heads, towers.sound_stages(tower, heads, seed, scale), out, stage, log=log)
+            continue
+        load_parts(model, out, ("pictures", "sounds") if stage == "answers" else ("pictures", "sounds", "answers"))
+        if stage == "answers":
+            pocket_llm.train_llm(
+                model, out, rounds=4, steps=max(1, int(3000 * scale)), pairs=max(640, int(16_000 * scale)),
+                sounds=max(400, int(6_000 * scale)), peak=1.5e-3, seed=seed, until=until, log=log,
+            )  # fmt: skip
+        elif stage == "scorer":
+            pocket_scorer.train_scorer(model, out, steps=max(2, int(400 * scale)), seed=seed, scale=scale, log=log)
+        elif stage == "export":
+            export(model, out, out / "model")
+
+
+def load_parts(model: Any, out: Path, parts: Sequence[str]) -> None:
+    """Load what the named stages learnt into ``model``; a stage that has not run is an error naming it."""
+    import torch
+
+    from omnicli.errors import ModelError
+
+    targets = {
+        "pictures": {"tower.": model.model.visual},
+        "sounds": {"tower.": model.model.audio_tower},
+        "answers": {"text.": model.model.language_model, "head.": model.lm_head},
+    }
+    for part in parts:
+        path = out / f"{part}.pt"
+        if not path.exists():
+            raise ModelError(f"{path}: not there; run the stage first: omni train pocket --out {out} --stage {part}")
+        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        for prefix, module in targets[part].items():
+            module.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+
+
+def export(model: Any, out: Path, folder: Path) -> None:
+    """Write the model and, if trained, its AVOC scorer as a checkpoint folder."""
+    import shutil
+
+    from omnicli.train import pocket_model as arch
+
+    arch.save_folder(model, folder)
+    scorer = out / "avoc_scorer.safetensors"
+    if scorer.exists():
+        shutil.copyfile(scorer, folder / scorer.name)
 
 
 def _logger(out: Path) -> Callable[[str], None]:

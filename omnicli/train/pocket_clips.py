@@ -203,6 +203,7 @@ class Clip:
     distractor: list[np.ndarray]
     place: list[np.ndarray]
     speaker: list[np.ndarray]
+    sound: list[np.ndarray]
     question: str
     answer: str
     digits: np.ndarray | None
@@ -242,7 +243,7 @@ class _Canvas:
             n = len(kept)
             self.items.append((
                 (window, 0), self.pool.pairs[index, kept], np.full(n, window * 50), kept // arch.CELLS[1],
-                kept % arch.CELLS[1], np.full(n, distractor), np.full(n, NO_PLACE), np.full(n, -1), np.zeros(n, bool),
+                kept % arch.CELLS[1], np.full(n, distractor), np.full(n, NO_PLACE), np.full(n, -1), np.zeros(n, bool), np.zeros(n, bool),
             ))  # fmt: skip
 
     def sound(
@@ -261,7 +262,7 @@ class _Canvas:
             self.items.append((
                 (window, 1), tokens[kept], at, at, at, np.full(n, distractor),
                 place[kept] if place is not None else np.full(n, NO_PLACE),
-                speaker[kept] if speaker is not None else np.full(n, -1),
+                speaker[kept] if speaker is not None else np.full(n, -1), np.ones(n, bool),
                 must[kept] if must is not None else np.zeros(n, bool),
             ))  # fmt: skip
 
@@ -318,7 +319,7 @@ def compose(pool: Pool, rng: np.random.Generator, *, budget: int, full: bool = F
     talks: list[tuple[int, int]] = []
     if wanted == "who" or rng.random() < 0.4:
         people = rng.permutation(data.NO_COLOUR)[: int(rng.integers(2, 5))]
-        for turn in range(int(rng.integers(3, 7))):
+        for turn in range(int(rng.integers(3, 7)) if rng.random() < 0.75 else int(rng.integers(6, 20))):
             silent = turn > 1 and rng.random() < 0.3
             length = int(rng.integers(1, 3)) if silent else CHATTER_BLOCKS
             start = canvas.room(length)
@@ -344,6 +345,14 @@ def compose(pool: Pool, rng: np.random.Generator, *, budget: int, full: bool = F
     talks.sort()
     if len(talks) > 1:
         facts["last"], facts["first"] = talks[-1][1], talks[0][1]
+    for _ in range(int(rng.integers(0, 4))):  # voices of nobody on screen
+        start = canvas.room(CHATTER_BLOCKS)
+        if start is None:
+            continue
+        index = int(rng.integers(len(pool.chatter)))
+        for b in range(CHATTER_BLOCKS):
+            canvas.sound(start + b, pool.chatter[index, b], max(0.15, min(share, 0.5)))
+            canvas.pair(start + b, empty_pair(), min(share, 0.4), True)
     shown: list[tuple[int, int, int, int]] = []
     if wanted == "cross" or rng.random() < 0.3:
         kinds = rng.permutation(data.NO_SOUND)
@@ -432,7 +441,8 @@ def _fill(canvas: _Canvas, budget: int, full: bool) -> None:
             break
         light = 1.0 if full else float(rng.uniform(0.05, 0.5))
         if not canvas.pair_used[window]:
-            canvas.pair(window, int(pool.groups["empty"][rng.integers(len(pool.groups["empty"]))]), light, True)
+            group = pool.groups["empty"] if rng.random() < 0.85 else pool.groups["character"][int(rng.integers(data.NO_COLOUR))]
+            canvas.pair(window, int(group[rng.integers(len(group))]), light, True)
         if not canvas.sound_used[window]:
             canvas.sound(window, pool.quiet[int(rng.integers(len(pool.quiet)))], light, distractor=True)
         spare = budget - sum(len(item[2]) for item in canvas.items)
@@ -441,18 +451,28 @@ def _fill(canvas: _Canvas, budget: int, full: bool) -> None:
 class Clips(IterableDataset):
     """Batches for the LLM; see `collate` for what they hold."""
 
-    def __init__(self, pool: Pool, seed: int, encode: Callable[[str], list[int]], stop: int) -> None:
+    def __init__(
+        self, pool: Pool, seed: int, encode: Callable[[str], list[int]], stop: int, sizes: tuple | None = None
+    ) -> None:
         self.pool, self.seed, self.encode, self.stop = pool, seed, encode, stop
+        self.sizes = sizes or (_SIZES, _SIZE_SHARES)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         torch.set_num_threads(1)
         info: Any = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, info.id if info else 0, 42])
         while True:
-            roll = rng.random()
-            batch, budget, full = (40, 130, False) if roll < 0.88 else (8, 450, False) if roll < 0.94 else (3, 1150, True)
-            clips = [compose(self.pool, rng, budget=int(budget * rng.uniform(0.8, 1.0)), full=full) for _ in range(batch)]
-            yield collate(clips, rng, self.encode, self.stop)
+            sizes, shares = self.sizes
+            batch, budget, full = sizes[int(rng.choice(len(sizes), p=shares))]
+            made = [compose(self.pool, rng, budget=int(budget * rng.uniform(0.8, 1.0)), full=full) for _ in range(batch * 3)]
+            made.sort(key=lambda clip: sum(len(t) for t in clip.time) + len(clip.question))
+            for part in rng.permutation(3):  # neighbours in length share a batch: little padding
+                yield collate(made[part * batch : (part + 1) * batch], rng, self.encode, self.stop)
+
+
+_SIZES = ((40, 130, False), (8, 450, False), (3, 1150, True))
+_SIZE_SHARES = (0.86, 0.07, 0.07)
+"""Clips per batch, media tokens each, whether everything is kept; and how often."""
 
 
 def collate(clips: list[Clip], rng: np.random.Generator, encode: Callable[[str], list[int]], stop: int) -> dict[str, Tensor]:
@@ -460,7 +480,7 @@ def collate(clips: list[Clip], rng: np.random.Generator, encode: Callable[[str],
 
     Returns ``media`` (B, M, D) bf16, ``media_len`` (B,), ``before``/``after`` ids, ``position_ids`` (3, B, S),
     ``logm`` (B, S) the bias of distractor keys, ``target`` (B, S) next ids or -100, ``place``/``speaker`` (B, S) labels
-    of media tokens (-100 none), ``asked`` (B, S) flags of the question's tokens, ``digits`` (B, 6) or -1,
+    of media tokens (-100 none), ``sound`` (B, S) flags of sound tokens, ``asked`` (B, S) flags of the question's tokens, ``digits`` (B, 6) or -1,
     ``colour`` (B,) or -1. Rows are ``before | media | after | answer`` and padded at the end.
     """
     before = encode("<|im_start|>user\n<|vision_bos|><|audio_bos|>")
@@ -481,6 +501,7 @@ def collate(clips: list[Clip], rng: np.random.Generator, encode: Callable[[str],
     logm = torch.zeros(b, length)
     target = torch.full((b, length), -100)
     place, speaker = torch.full((b, length), -100), torch.full((b, length), -100)
+    sound = torch.zeros(b, length, dtype=torch.bool)
     asked = torch.zeros(b, length, dtype=torch.bool)
     valid = torch.zeros(b, length, dtype=torch.bool)
     digits = torch.full((b, 6), -1)
@@ -507,6 +528,7 @@ def collate(clips: list[Clip], rng: np.random.Generator, encode: Callable[[str],
         start = n + m + len(after) - 1
         target[i, start : start + len(answer)] = torch.tensor(answer)
         place[i, n : n + m] = torch.from_numpy(column("place"))
+        sound[i, n : n + m] = torch.from_numpy(column("sound"))
         said = torch.from_numpy(column("speaker"))
         speaker[i, n : n + m][said >= 0] = said[said >= 0]
         asked[i, n + m + 2 : n + m + len(after)] = True
@@ -516,5 +538,5 @@ def collate(clips: list[Clip], rng: np.random.Generator, encode: Callable[[str],
     return {
         "ids": ids, "is_media": is_media, "features": features, "position_ids": position_ids, "logm": logm,
         "target": target, "place": place, "speaker": speaker, "asked": asked, "valid": valid, "digits": digits,
-        "colour": colour,
+        "colour": colour, "sound": sound,
     }  # fmt: skip

@@ -94,7 +94,7 @@ def train_llm(
     trained = nn.ModuleDict({"text": model.model.language_model, "head": model.lm_head, "heads": AnswerHeads().to(torch.bfloat16)})
     heads: Any = trained["heads"]
     optimiser = MasterAdamW(trained.named_parameters(), lr=peak)
-    path = folder / "llm.pt"
+    path = folder / "answers.pt"
     state = load_checkpoint(path, trained, optimiser)
     step, total = int(state.get("step", 0)), rounds * steps
     pools: list[clips.Pool] = []
@@ -119,7 +119,7 @@ def train_llm(
             if step % 50 == 0:
                 rate = 50 / (time.perf_counter() - clock)
                 clock = time.perf_counter()
-                log(f"llm {step}/{total} " + " ".join(f"{k} {v:.3f}" for k, v in seen.items()) + f" ({rate:.2f} steps/s)")
+                log(f"answers {step}/{total} " + " ".join(f"{k} {v:.3f}" for k, v in seen.items()) + f" ({rate:.2f} steps/s)")
             stopping = until is not None and time.time() > until
             if step % 250 == 0 or step == total or stopping:
                 save_checkpoint(path, trained, optimiser, {"step": step, "seen": seen})

@@ -124,7 +124,7 @@ def save_folder(model: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -
     build_tokenizer().save_pretrained(folder)
     preprocessor = {
         "image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH, "merge_size": MERGE,
-        "temporal_patch_size": 2, "min_pixels": 24 * 28 * 28, "max_pixels": WIDTH * HEIGHT, "feature_size": 128, "hop_length": 160,
+        "temporal_patch_size": 2, "min_pixels": 24 * 28 * 28, "max_pixels": 29 * 28 * 28, "feature_size": 128, "hop_length": 160,
         "n_fft": 400, "sampling_rate": 16000, "chunk_length": 300, "feature_extractor_type": "WhisperFeatureExtractor",
         "image_processor_type": "Qwen2VLImageProcessor",
     }  # fmt: skip
