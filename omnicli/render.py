@@ -31,7 +31,10 @@ LABELS = {
     "measure": "measure loudness",
     "render": "write the film",
 }
-TOKEN_STAGES = frozenset({"compress", "prefill", "select_in_llm", "generate"})
+PER_QUESTION = frozenset({"compress", "prefill", "select_in_llm", "generate"})
+"""Stages that every question goes through by itself; their progress is counted in tokens, that of others in seconds."""
+
+_SHOWN_S = 0.005
 _CONTROL = {c: "\ufffd" for c in (*range(32), 127, *range(128, 160)) if chr(c) not in "\n\t"}
 
 
@@ -63,7 +66,8 @@ def note(text: str) -> None:
 class AnswerStream:
     """Writes answers to stdout piece by piece, one after the other, each ending in a newline.
 
-    With several questions, each one is named on stderr before its answer; stdout holds the answers alone.
+    With several questions, each one is named on stderr before its answer; stdout holds the answers alone. White space
+    around an answer is not written: stdout holds what `Answer.answer` holds.
     """
 
     def __init__(self, questions: Sequence[str], progress: ProgressDisplay | None = None) -> None:
@@ -71,6 +75,8 @@ class AnswerStream:
         self.progress = progress
         self._current = -1
         self._open = False
+        self._begun = False
+        self._held = ""
 
     def __call__(self, index: int, piece: str) -> None:
         """Write one piece of the answer to question ``index``."""
@@ -78,11 +84,17 @@ class AnswerStream:
             self.progress.pause()
         if index != self._current:
             self.close()
-            self._current = index
+            self._current, self._held, self._begun = index, "", False
             if len(self.questions) > 1:
                 print(f"[{index + 1}/{len(self.questions)}] {self.questions[index]}", file=sys.stderr, flush=True)
             self._open = True
-        write_text(piece)
+        text = self._held + piece
+        if not self._begun:
+            text = text.lstrip()
+        shown = text.rstrip()
+        self._held, self._begun = text[len(shown) :], self._begun or bool(shown)
+        if shown:
+            write_text(shown)
 
     def close(self) -> None:
         """End the line of the answer being written, if there is one."""
@@ -127,7 +139,7 @@ class ProgressDisplay:
                 self._bars = _make_bars()
                 self._bars.start()
             if stage not in self._tasks:
-                unit = "tokens" if stage in TOKEN_STAGES else "s"
+                unit = "tokens" if stage in PER_QUESTION else "s"
                 self._tasks[stage] = self._bars.add_task(LABELS.get(stage, stage), total=total, unit=unit)
             self._bars.update(self._tasks[stage], completed=done, total=total)
 
@@ -169,25 +181,53 @@ def _make_bars() -> Any:
     )
 
 
-def stage_table(answers: Sequence[Answer]) -> str:
-    """Return the plain-text table of where time and tokens went, one column of seconds per question.
+def stage_table(answers: Sequence[Answer], wall_s: float | None = None) -> str:
+    """Return the plain-text table of where time and tokens went.
 
-    Stages that took no time at all are left out. More than six questions show the first, the last and the sum.
+    Parameters
+    ----------
+    answers : sequence of Answer
+        Of one run. What is done once for all questions (up to encoding) is counted in each of them, and shown once.
+    wall_s : float
+        Seconds that the run took; by default those of the last answer, which is right for one question.
     """
-    shown = list(answers) if len(answers) <= 6 else [answers[0], answers[-1]]
-    heads = [f"Q{i + 1}" for i in range(len(answers))] if len(answers) <= 6 else ["Q1", f"Q{len(answers)}"]
-    names = [name for name in answers[0].stages if any(a.stages.get(name, 0.0) >= 5e-4 for a in answers)]
-    rows = [["stage", *(["seconds"] if len(answers) == 1 else heads), "share"]]
-    wall = sum(a.wall_s for a in answers)
-    if len(answers) > 1:
-        rows[0].insert(-1, "all")
-    for name in [*names, "wall"]:
-        per = [a.wall_s if name == "wall" else a.stages.get(name, 0.0) for a in shown]
-        total = wall if name == "wall" else sum(a.stages.get(name, 0.0) for a in answers)
-        cells = [f"{s:.2f}" for s in per] + ([f"{total:.2f}"] if len(answers) > 1 else [])
-        share = "" if name == "wall" or wall <= 0 else f"{100 * total / wall:.0f} %"
-        rows.append([LABELS.get(name, "wall time" if name == "wall" else name), *cells, share])
+    wall = answers[-1].wall_s if wall_s is None else wall_s
+    if len(answers) == 1:
+        rows = [["stage", "seconds", "share"]]
+        for name, seconds in answers[0].stages.items():
+            if name != "other" and seconds >= _SHOWN_S:
+                rows.append([LABELS.get(name, name), f"{seconds:.2f}", _share(seconds, wall)])
+    else:
+        rows = _several(answers, wall)
+    named = sum(_total(answers, name) for name in answers[0].stages if name not in ("other", "select_in_llm"))
+    blanks = [""] * (len(rows[0]) - 3)
+    for label, seconds in ((LABELS["other"], max(0.0, wall - named)), ("wall time", wall)):
+        rows.append([label, *blanks, f"{seconds:.2f}", _share(seconds, wall)])
     return "\n".join([*_aligned(rows), *_facts(answers)])
+
+
+def _several(answers: Sequence[Answer], wall: float) -> list[list[str]]:
+    """Return the stages' rows for several questions: what each one took (the first five), and the whole run."""
+    shown = answers[:5]
+    rows = [["stage", *(f"Q{i + 1}" for i in range(len(shown))), f"all {len(answers)}", "share"]]
+    for name in answers[0].stages:
+        total = _total(answers, name)
+        if name == "other" or total < _SHOWN_S:
+            continue
+        each = [f"{a.stages.get(name, 0.0):.2f}" if name in PER_QUESTION else "" for a in shown]
+        rows.append([LABELS.get(name, name), *each, f"{total:.2f}", _share(total, wall)])
+    return rows
+
+
+def _total(answers: Sequence[Answer], name: str) -> float:
+    """Return a stage's seconds in the whole run."""
+    if name in PER_QUESTION:
+        return sum(a.stages.get(name, 0.0) for a in answers)
+    return answers[0].stages.get(name, 0.0)
+
+
+def _share(seconds: float, wall: float) -> str:
+    return f"{100 * seconds / wall:.0f} %" if wall > 0 else ""
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

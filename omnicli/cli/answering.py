@@ -146,12 +146,12 @@ def answer(
             render.print_json(one.to_dict())
     elif on_text is None:
         stream.finish(answers)
-    show_costs(answers)
+    show_costs(answers, clock.report()[1])
     return answers
 
 
-def show_costs(answers: Sequence[Answer]) -> None:
+def show_costs(answers: Sequence[Answer], wall_s: float) -> None:
     """Write warnings (each one once) and the stage table to stderr."""
     for text in dict.fromkeys(w for one in answers for w in one.warnings):
         render.note(text)
-    print(render.stage_table(answers), file=sys.stderr, flush=True)
+    print(render.stage_table(answers, wall_s), file=sys.stderr, flush=True)

@@ -35,6 +35,7 @@ ANSWER: dict[str, Any] = {
         "generated": int,
         "by_layer": list,
         "retention": NUMBER,
+        "selection": dict,
     },
     "stages": dict,
     "wall_s": NUMBER,

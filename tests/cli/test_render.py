@@ -60,21 +60,25 @@ def test_stage_table_of_one_answer():
     assert "\x1b" not in text
 
 
-def test_stage_table_of_several_answers_has_a_column_each_and_a_sum():
-    lines = render.stage_table([make_answer(), make_answer(wall=4.0)]).splitlines()
-    assert lines[0].split() == ["stage", "Q1", "Q2", "all", "share"]
-    wall = next(line for line in lines if line.startswith("wall"))
-    assert wall.split() == ["wall", "time", "2.00", "4.00", "6.00"]
-    assert "Q8" in render.stage_table([make_answer()] * 8)
+def test_stage_table_of_several_answers_counts_shared_work_once():
+    lines = render.stage_table([make_answer(), make_answer(prefill=0.7)], 4.0).splitlines()
+    rows = {line.split("  ")[0]: line.split() for line in lines}
+    assert rows["stage"] == ["stage", "Q1", "Q2", "all", "2", "share"]
+    assert rows["decode pictures"][2:] == ["1.00", "25", "%"]
+    assert rows["prefill"][1:] == ["0.50", "0.70", "1.20", "30", "%"]
+    assert rows["other"][1:] == ["1.30", "32", "%"]
+    assert rows["wall time"][2:] == ["4.00", "100", "%"]
+    assert "Q5" in render.stage_table([make_answer()] * 8, 9.0)
+    assert "Q6" not in render.stage_table([make_answer()] * 8, 9.0)
 
 
 def test_answers_stream_to_stdout_and_questions_to_stderr(capsys):
     stream = render.AnswerStream(["one?", "two?", "three?"])
-    for index, piece in [(0, "a"), (0, "b"), (1, "c")]:
+    for index, piece in [(0, ""), (0, " a"), (0, " \n"), (0, "b "), (0, "\n"), (1, "c")]:
         stream(index, piece)
-    stream.finish([make_answer("ab"), make_answer("c"), make_answer("")])
+    stream.finish([make_answer("a \nb"), make_answer("c"), make_answer("")])
     out, err = capsys.readouterr()
-    assert out == "ab\nc\n\n"
+    assert out == "a \nb\nc\n\n"
     assert err.splitlines() == ["[1/3] one?", "[2/3] two?", "[3/3] three?"]
 
 
