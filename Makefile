@@ -17,6 +17,7 @@ test:
 
 docs:  ## regenerate the pages that are made from the code
 	$(PYTHON) docs/generate.py
+	$(PYTHON) -m omnicli.docs
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

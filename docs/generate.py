@@ -1,4 +1,4 @@
-"""Make the pages of ``docs/`` that follow from the code; ``--check`` only tells whether they are current.
+"""Make docs/cli.md from the command line's own help; ``--check`` only tells whether it is current.
 
 Nothing is rendered by the argument parser, so that a newer version of it changes no page.
 """

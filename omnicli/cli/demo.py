@@ -52,9 +52,9 @@ def demo(
     """
     from omnicli.cli import answering
 
-    config = answering.prepare(preset, sets or [], model, device, dtype)
     if keep is not None and not keep.absolute().parent.is_dir():
         raise MediaError(f"{keep}: the folder {keep.parent} does not exist")
+    config = answering.prepare(preset, sets or [], model, device, dtype)
     with tempfile.TemporaryDirectory(prefix="omni-demo-") as folder:
         film = keep or Path(folder) / "demo.mp4"
         known = write_film(film, minutes, seed)

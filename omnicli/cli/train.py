@@ -33,7 +33,8 @@ def _group() -> None:
     "pocket",
     epilog="\b\nExamples:\n"
     "  omni train pocket --out runs/pocket\n"
-    "  omni train pocket --out runs/pocket --stage pictures --threads 4",
+    "  omni train pocket --out runs/pocket --stage pictures --threads 4\n"
+    "  omni train pocket --out runs/trial --scale 0.01 --minutes 5",
 )
 def pocket(
     *,
@@ -47,7 +48,11 @@ def pocket(
         float, typer.Option("--scale", metavar="F", help="Factor on the number of samples; 0.01 for a trial run.")
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and samples.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="CPU threads.")] = 2,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", metavar="N", min=0, help="Stop the longest stage (answers) after so long."),
+    ] = None,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Train the pocket model from nothing on generated films.
@@ -60,4 +65,4 @@ def pocket(
     if unknown:
         raise UsageError(f"no stage called {unknown[0]!r}{near_names(unknown[0], room.STAGES)}")
     stages = tuple(s for s in room.STAGES if stage is None or s in stage)
-    room.main(out, stages, scale=scale, seed=seed, threads=threads)
+    room.main(out, stages, scale=scale, seed=seed, threads=threads, minutes=minutes)

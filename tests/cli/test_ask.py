@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from omnicli.config import preset_files
 from tests.cli import schema
 
 QUESTION = "What is the secret number?"
@@ -97,7 +98,7 @@ def test_same_inputs_give_the_same_object(ask):
             del value[key]
         return value
 
-    argv = (QUESTION, "--json", "--temperature", "1", "--seed", "3", "--preset", "random")
+    argv = (QUESTION, "--json", "--temperature", "1", "--seed", "3", "--set", "method=random")
     first, second = ask(*argv), ask(*argv)
     assert first.code == 0, first.err
     assert stable(first.out) == stable(second.out)
@@ -134,7 +135,7 @@ def test_sound_insisted_on(ask, film_folder, option):
     assert "sound" in result.error_line()
 
 
-@pytest.mark.parametrize("preset", ["full", "random", "uniform", "avoc"])
+@pytest.mark.parametrize("preset", preset_files())
 def test_presets_answer(ask, preset):
     result = ask(QUESTION, "--json", "--preset", preset)
     assert result.code == 0, result.err
@@ -197,12 +198,12 @@ def test_a_model_folder_without_weights(omni, film, tmp_path):
 
 def test_the_configured_model_is_used(omni, film, tiny_model, monkeypatch):
     monkeypatch.setenv("OMNI_MODEL", str(tiny_model))
-    monkeypatch.setenv("OMNI_PRESET", "uniform")
+    monkeypatch.setenv("OMNI_PRESET", "full")
     result = omni("ask", film, QUESTION, "--json", "--fps", "1", "--max-new-tokens", "2")
     assert result.code == 0, result.err
     value = json.loads(result.out)
     assert value["model"]["name"] == str(tiny_model)
-    assert value["preset"] == "uniform"
+    assert value["preset"] == "full"
 
 
 def test_a_process_of_its_own_writes_the_same_streams(omni_process, film, tiny_model):

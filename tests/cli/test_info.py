@@ -14,7 +14,7 @@ def test_presets_list_names_what_ask_takes(omni):
     result = omni("presets", "list", "--json")
     assert result.code == 0, result.err
     names = [p["name"] for p in json.loads(result.out)]
-    assert {"full", "random", "uniform", "avoc"} <= set(names)
+    assert {"full", "avoc"} <= set(names)
     text = omni("presets", "list").out
     for p in json.loads(result.out):
         assert p["name"] in text
