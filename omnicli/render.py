@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class AnswerStream:
         self._open = False
         self._begun = False
         self._held = ""
+        if progress is not None:
+            progress.before_drawing = self.close
 
     def __call__(self, index: int, piece: str) -> None:
         """Write one piece of the answer to question ``index``."""
@@ -87,7 +89,7 @@ class AnswerStream:
             self._current, self._held, self._begun = index, "", False
             if len(self.questions) > 1:
                 print(f"[{index + 1}/{len(self.questions)}] {self.questions[index]}", file=sys.stderr, flush=True)
-            self._open = True
+        self._open = True
         text = self._held + piece
         if not self._begun:
             text = text.lstrip()
@@ -120,6 +122,8 @@ class ProgressDisplay:
     def __init__(self, enabled: bool | None = None) -> None:
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.enabled = terminal if enabled is None else enabled
+        self.before_drawing: Callable[[], None] = lambda: None
+        """Called before bars appear: the line that is being written must be ended, or they would wipe it out."""
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -136,6 +140,7 @@ class ProgressDisplay:
             return
         with self._lock:
             if self._bars is None:
+                self.before_drawing()
                 self._bars = _make_bars()
                 self._bars.start()
             if stage not in self._tasks:

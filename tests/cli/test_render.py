@@ -137,6 +137,24 @@ def test_progress_on_a_terminal_shows_rate_and_vanishes(monkeypatch):
     assert "\x1b[3" not in text.replace("\x1b[3J", "")  # cursor movements only, no colours
 
 
+def test_bars_do_not_wipe_out_an_answer(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with render.ProgressDisplay() as progress:
+        stream = render.AnswerStream(["one?", "two?"], progress)
+        progress("prefill", 1, 2)
+        stream(0, "red")
+        progress("prefill", 1, 2)
+        stream(1, "blue")
+        stream.finish([make_answer("red"), make_answer("blue")])
+    text = screen.getvalue()
+    assert "red\n" in text
+    assert text.endswith("blue\n")
+    assert text.index("red\n") < text.rindex("prefill") < text.index("blue\n")
+
+
 def test_no_progress_on_a_dumb_terminal(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
