@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from omnicli import render
 from omnicli.cli import defaults
 from omnicli.errors import MediaError, near_names
+from omnicli.timing import StageClock
 
 if TYPE_CHECKING:
     from omnicli.config import Config
     from omnicli.models.base import OmniModel
-    from omnicli.timing import StageClock
     from omnicli.types import Answer
 
 POCKET_FOLDER = Path(__file__).resolve().parent.parent / "models" / "pocket"
@@ -120,17 +120,23 @@ def honesty() -> str:
 
 
 def answer(
-    path: Path, questions: Sequence[str], config: Config, *, json_out: bool, on_text: Any = None
+    path: Path,
+    questions: Sequence[str],
+    config: Config,
+    *,
+    json_out: bool,
+    clock: StageClock | None = None,
+    on_text: Any = None,
 ) -> list[Answer]:
     """Load the model, ask, and render: answers (or JSON lines) on stdout, notes and the stage table on stderr.
 
-    ``on_text(index, piece)`` replaces the writing of answers to stdout; the caller then renders them.
+    ``clock`` may already run, so that checking and importing count. ``on_text(index, piece)`` replaces the writing of
+    answers to stdout; the caller then renders them.
     """
-    from omnicli.timing import StageClock
-
-    clock = StageClock()
+    clock = clock or StageClock()
     model = load(config, clock)
-    from omnicli import pipeline
+    with clock.stage("load"):
+        from omnicli import pipeline
 
     with render.ProgressDisplay() as progress:
         stream = render.AnswerStream(questions, progress)

@@ -88,10 +88,13 @@ def ask(
         generate__seed=seed,
     )
     from omnicli.cli import answering
+    from omnicli.timing import StageClock
 
+    clock = StageClock()
     path = answering.check_media(media)
-    config = answering.prepare(preset, settings, model, device, dtype)
-    answering.answer(path, questions, config, json_out=json_out)
+    with clock.stage("load"):
+        config = answering.prepare(preset, settings, model, device, dtype)
+    answering.answer(path, questions, config, json_out=json_out, clock=clock)
 
 
 def read_questions(question: str | None, more: list[str] | None) -> list[str]:

@@ -76,12 +76,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code; every error is one line on stderr."""
-    _quiet_libraries()
-    set_verbose(False)
-    command = typer.main.get_command(app)
-    if "_OMNI_COMPLETE" in os.environ:
-        command.main(args=list(argv), prog_name="omni", complete_var="_OMNI_COMPLETE")
     try:
+        _quiet_libraries()
+        set_verbose(False)
+        command = typer.main.get_command(app)
+        if "_OMNI_COMPLETE" in os.environ:
+            command.main(args=list(argv), prog_name="omni", complete_var="_OMNI_COMPLETE")
         with command.make_context("omni", list(argv)) as context:
             result = command.invoke(context)
         return result if isinstance(result, int) else 0

@@ -85,15 +85,23 @@ def test_a_reader_that_goes_away_is_no_error_message():
 
 
 def test_ctrl_c_ends_with_130(film):
+    script = (
+        "import sys\n"
+        "from omnicli.cli.main import main\n"
+        "print('ready', file=sys.stderr, flush=True)\n"
+        "main(sys.argv[1:])\n"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "omnicli.cli.main", "ask", str(film), "-"],
+        [sys.executable, "-c", script, "ask", str(film), "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
         text=True,
     )
-    time.sleep(1.0)  # it now waits for questions on stdin
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+    time.sleep(0.5)  # it now waits for questions on stdin
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
