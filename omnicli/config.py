@@ -198,8 +198,8 @@ def presets_folder() -> Path:
 def preset_files() -> dict[str, Path]:
     """Return the presets' names and files; a preset in a folder is called ``folder/name``."""
     folder = presets_folder()
-    files = sorted(folder.rglob("*.yaml"))
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    named = {file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.rglob("*.yaml")}
+    return dict(sorted(named.items()))
 
 
 def list_presets() -> list[PresetInfo]:

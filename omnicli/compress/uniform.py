@@ -2,7 +2,7 @@
 
 Every moment (all tokens of a modality that start together: a frame pair's cells, one sound token) gets its even share
 of the budget. Inside a picture the share is taken in the order of a Bayer matrix, whose every beginning is spread
-evenly over the plane, moved from picture to picture so that all cells get their turn.
+evenly over the plane; its ranks are scrambled from picture to picture so that all cells get their turn.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from omnicli.compress.budget import Budgeted
 from omnicli.types import MediaTokens, Query, Selection
 
 _BITS = 8
-_STEPS = (89, 55)
-"""Rows and columns that the Bayer matrix moves from picture to picture, odd so that all cells get their turn."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def evenly_spaced(start_s: Tensor, row: Tensor, col: Tensor, k: int) -> Tensor:
     # Rounding the running total instead of each share makes the shares add up to k and stay below a moment's size.
     before, after = ((2 * x * k + n) // (2 * n) for x in (end - size, end))
     share = after - before
-    rank = _bayer(row.long() + moment * _STEPS[0], col.long() + moment * _STEPS[1])
+    rank = _bayer(row.long(), col.long()) ^ _reversed(moment)
     order = (moment * (1 << 2 * _BITS) + rank).argsort(stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(n, device=order.device) - (end - size)[moment[order]]
@@ -74,3 +72,11 @@ def _bayer(row: Tensor, col: Tensor) -> Tensor:
     for bit in range(_BITS):
         rank = (rank << 2) | (((mixed >> bit) & 1) << 1) | ((row >> bit) & 1)
     return rank
+
+
+def _reversed(number: Tensor) -> Tensor:
+    """Return the lowest 16 bits in reverse order: what changes most often becomes what matters most."""
+    out = torch.zeros_like(number)
+    for bit in range(2 * _BITS):
+        out = (out << 1) | ((number >> bit) & 1)
+    return out

@@ -1,0 +1,59 @@
+"""Random clips in the layout that models make: per 2-second block first its pictures, then its sound."""
+
+from __future__ import annotations
+
+import torch
+
+from omnicli.types import MediaTokens, Query
+
+ROWS, COLS = 3, 4
+
+
+def clip(
+    blocks: int = 6,
+    pictures: int = 1,
+    sounds: int = 5,
+    width: int = 16,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    rows: int = ROWS,
+    cols: int = COLS,
+) -> MediaTokens:
+    """Return ``blocks`` blocks of ``pictures`` frame pairs (rows x cols cells each) and ``sounds`` sound tokens."""
+    modality, start, window, row, col = [], [], [], [], []
+    for b in range(blocks):
+        for p in range(pictures):
+            for cell in range(rows * cols):
+                modality.append(0)
+                start.append(2.0 * b + 2.0 * p / pictures)
+                window.append(b)
+                row.append(cell // cols)
+                col.append(cell % cols)
+        for a in range(sounds):
+            modality.append(1)
+            start.append(2.0 * b + 2.0 * a / sounds)
+            window.append(b)
+            row.append(-1)
+            col.append(-1)
+    n = len(modality)
+    generator = torch.Generator().manual_seed(seed)
+    begin = torch.tensor(start, dtype=torch.float64)
+    saliency = torch.rand(n, generator=generator) + 0.5
+    return MediaTokens(
+        features=torch.randn(n, width, generator=generator).to(dtype),
+        modality=torch.tensor(modality, dtype=torch.int8),
+        start_s=begin,
+        end_s=begin + 0.4,
+        window=torch.tensor(window, dtype=torch.int64),
+        row=torch.tensor(row, dtype=torch.int32),
+        col=torch.tensor(col, dtype=torch.int32),
+        position_ids=torch.arange(n).repeat(3, 1),
+        saliency=saliency,
+        keys=torch.randn(n, 8, generator=generator).to(dtype),
+    )
+
+
+def query(width: int = 16, tokens: int = 7, *, seed: int = 1, dtype: torch.dtype = torch.float32) -> Query:
+    generator = torch.Generator().manual_seed(seed)
+    return Query(torch.randn(tokens, width, generator=generator).to(dtype), "Who speaks last?")
