@@ -95,6 +95,11 @@ def _blocks(track: _Track, size: int) -> Iterator[np.ndarray]:
         yield block[:filled]
 
 
+def _resampler() -> AudioResampler:
+    # Without the limit swresample mixes to float without scaling: stereo comes out 3 dB louder and may exceed 1.
+    return AudioResampler("flt", "mono", SAMPLE_RATE, options={"rematrix_maxval": "1.0"})
+
+
 class _Track:
     """One decoding pass over the sound: pieces of 16 kHz mono and their places, counted from ``start_s``."""
 
@@ -128,7 +133,7 @@ class _Track:
             shape = (frame.format.name, frame.layout.name, frame.sample_rate)
             if self.resampler is None or shape != self.shape or abs(second - self.expected_s) > TOLERANCE_S:
                 yield from self._collect(None)
-                self.resampler, self.shape = AudioResampler("flt", "mono", SAMPLE_RATE), shape
+                self.resampler, self.shape = _resampler(), shape
                 self.out = round((second - self.start_s) * SAMPLE_RATE)
                 self.expected_s = second
             self.expected_s += frame.samples / frame.sample_rate

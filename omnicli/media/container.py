@@ -19,8 +19,9 @@ from av.stream import Discard
 
 from omnicli.errors import MediaError
 
-# UnicodeError: tags that are not UTF-8. ValueError, OverflowError, RuntimeError: PyAV itself on impossible values.
-FAILURES = (av.error.FFmpegError, OSError, UnicodeError, ValueError, OverflowError, RuntimeError)
+# UnicodeError: tags that are not UTF-8. LookupError: a stream that turns up in mid-file. The
+# others: PyAV itself on impossible values.
+FAILURES = (av.error.FFmpegError, OSError, UnicodeError, ValueError, LookupError, OverflowError, RuntimeError)
 
 # FFmpeg reads any text as "ANSI art" once it is named .txt.
 NOT_MEDIA = {"tty", "lrc", "srt", "webvtt", "ass", "ffmetadata"}
@@ -113,7 +114,7 @@ def packets(container: Any, streams: list[Any], stats: DecodeStats, what: str = 
         if stream.index not in wanted:
             stream.discard = Discard.all
     barren = 0
-    while barren < 3:
+    while barren < 50:
         try:
             for packet in container.demux(streams):
                 if packet.size:  # an empty packet would tell the decoder that the film is over

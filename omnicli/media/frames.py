@@ -14,7 +14,7 @@ NONE = np.iinfo(np.int64).min  # a time stamp that the container does not give
 
 # A time stamp that falls by more than this begins a new recording (joined transport streams).
 RESET_S = 0.5
-# A lone packet this far from both its neighbours carries a damaged time stamp.
+# A lone packet this far from both its neighbours (and fifty times the usual distance) has a damaged time stamp.
 SPIKE_S = 10.0
 
 
@@ -95,31 +95,34 @@ class PacketLog:
     entry: np.ndarray
 
     def clock(self) -> np.ndarray:
-        """Return the time stamps (n,) in file order that should ascend: dts, or pts where there is none."""
-        return np.where(self.dts == NONE, self.pts, self.dts)
+        """Return the time stamps (n,) in file order that should ascend: dts if most packets have one, else pts.
+
+        The two are not mixed: the first packets of a Matroska film have no dts, and at two frames a second their pts
+        lie a second beyond the dts that follow.
+        """
+        return self.dts if len(self.dts) and (self.dts != NONE).mean() > 0.5 else self.pts
 
 
-def spikes(values: np.ndarray, limit: int) -> np.ndarray:
-    """Return a mask (n,) of lone time stamps further than ``limit`` from both neighbours, which agree."""
+def spikes(values: np.ndarray, time_base: Fraction) -> np.ndarray:
+    """Return a mask (n,) of lone time stamps far from both neighbours, which agree. `NONE` is skipped."""
     out = np.zeros(len(values), bool)
-    if len(values) > 2:
-        middle, before, after = values[1:-1], values[:-2], values[2:]
-        out[1:-1] = (
-            (np.abs(middle - before) > limit) & (np.abs(middle - after) > limit) & (np.abs(after - before) < limit)
-        )
+    places = np.flatnonzero(values != NONE)
+    known = values[places]
+    if len(known) > 2:
+        limit = max(SPIKE_S / float(time_base), 50 * float(np.median(np.abs(np.diff(known)))))
+        middle, before, after = known[1:-1], known[:-2], known[2:]
+        lone = (np.abs(middle - before) > limit) & (np.abs(middle - after) > limit) & (np.abs(after - before) < limit)
+        out[places[1:-1][lone]] = True
     return out
 
 
 def resets(log: PacketLog, time_base: Fraction) -> np.ndarray:
     """Return the places (r,) of packets whose time stamps fall back: a new recording was joined on there."""
     clock = log.clock()
-    places = np.flatnonzero(clock != NONE)
-    known = clock[places]
-    sane = ~spikes(known, int(SPIKE_S / time_base))
-    places, known = places[sane], known[sane]
-    # without dts the order of showing itself makes stamps fall by a few frames
-    limit = RESET_S if (log.dts != NONE).mean() > 0.5 else SPIKE_S
-    return places[1:][np.diff(known) < -limit / float(time_base)]
+    places = np.flatnonzero((clock != NONE) & ~spikes(clock, time_base))
+    # pts fall by a few frames wherever the order of showing differs from that of the file
+    limit = RESET_S if clock is log.dts else SPIKE_S
+    return places[1:][np.diff(clock[places]) < -limit / float(time_base)]
 
 
 def build(
@@ -149,8 +152,7 @@ def build(
         for place, offset in shifts:
             pts[place:] += offset
         floor = round(min(0.0, origin_s) / time_base)
-        clock = log.clock()
-        shown = ~log.is_discard & (pts >= floor) & ~spikes(clock, int(SPIKE_S / time_base))
+        shown = ~log.is_discard & (pts >= floor) & ~spikes(log.clock(), time_base)
     else:
         pts, shown = _invented(log, time_base, frame_s), np.ones(n, bool)
         if not origin_s and n:

@@ -100,11 +100,12 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     rows, columns = round(height / factor), round(width / factor)
     if rows * columns * factor * factor > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        cells = max_pixels // (factor * factor)
-        rows = max(1, math.floor(height / shrink / factor))
-        columns = max(1, math.floor(width / shrink / factor))
-        rows, columns = min(rows, cells // min(columns, cells)), min(columns, cells)  # a strip of one cell's height
+        rows, columns = math.floor(height / shrink / factor), math.floor(width / shrink / factor)
     elif rows * columns * factor * factor < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
-    return max(1, rows) * factor, max(1, columns) * factor
+    rows, columns = max(1, rows), max(1, columns)
+    if min(rows, columns) == 1:  # a strip as high as one cell, which flooring did not shorten
+        cells = max_pixels // (factor * factor)
+        rows, columns = min(rows, cells), min(columns, cells)
+    return rows * factor, columns * factor

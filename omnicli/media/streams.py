@@ -41,12 +41,14 @@ def candidates(container: Any, kind: str) -> list[int]:
     streams = [s for s in container.streams if s.type == kind and not is_art(s)]
     best = container.streams.best(kind)
 
-    def rank(stream: Any) -> tuple[bool, bool, int]:
+    def rank(stream: Any) -> tuple[int, ...]:
         context = stream.codec_context
         if context is None:
-            return (False, False, 0)
-        size = context.width * context.height if kind == "video" else context.sample_rate
-        return (best is not None and stream.index == best.index, bool(int(stream.disposition) & 1), size)
+            return (-1,)
+        default, chosen = bool(int(stream.disposition) & 1), best is not None and stream.index == best.index
+        if kind == "video":
+            return (default, context.width * context.height, chosen)
+        return (chosen, default, context.sample_rate)
 
     return [s.index for s in sorted(streams, key=rank, reverse=True)][:8]
 

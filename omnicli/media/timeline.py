@@ -102,7 +102,7 @@ def span_of(log: PacketLog, audio: Track, origin_s: float, shifts: Shifts) -> tu
     pts = log.pts.copy()
     for place, offset in shifts:
         pts[place:] += offset
-    known = np.flatnonzero((log.pts != NONE) & ~tables.spikes(log.pts, int(tables.SPIKE_S / base)))
+    known = np.flatnonzero((log.pts != NONE) & ~tables.spikes(log.pts, audio.time_base))
     if not len(known):
         total = float(log.duration.sum()) * base
         return (0.0, total) if total > 0 or len(log.pts) else None

@@ -168,13 +168,20 @@ class _Reader:
         with open_media(self.info.path) as container:
             stream = self._open(container)
             context = stream.codec_context
-            sparing = False
+            sparing, sent = False, -1
             for place, packet in enumerate(packets(container, [stream], self.stats)):
                 offset += shifts.get(place, 0)
                 if place >= stop:
                     break
                 if place < start or (plan is not None and not plan[0][place]):
                     continue
+                if plan is not None and 0 <= sent < place - 1:
+                    # Over a hole like over a seek: an h264 decoder that missed frames may withhold the next ones.
+                    yield from self._take(self._flush(stream, True), True)
+                    if self.next < len(self.rows) and table.packet[self.rows[self.next]] <= sent:
+                        raise _Fallback(f"no picture came for {table.time_s[self.rows[self.next]]:.3f} s")
+                    context.flush_buffers()
+                sent = place
                 if offset and packet.pts is not None:
                     packet.pts += offset
                 if plan is not None and sparing == plan[1][place]:
@@ -268,7 +275,12 @@ class _Reader:
     def _finish(self, frame: Any, row: int) -> tuple[float, np.ndarray]:
         """Scale, convert and rotate one frame."""
         picture = self.scaler.reformat(
-            frame, width=self.width, height=self.height, format="rgb24", interpolation=Interpolation.BICUBIC
+            frame,
+            width=self.width,
+            height=self.height,
+            format="rgb24",
+            interpolation=Interpolation.BICUBIC,
+            threads=1,  # waking threads for one small picture takes longer than scaling it
         )
         rgb: np.ndarray = picture.to_ndarray()
         if self.turns:

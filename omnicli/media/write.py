@@ -14,9 +14,12 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 # Divisible by 24, 25 and 30: the usual frame times are exact.
 VIDEO_CLOCK = 90_000
+# Encoders that cannot count finer than whole frames: frame times are rounded to the film's rate.
+_COARSE = ("mpeg4", "mpeg2video", "mpeg1video", "h263", "flv", "msmpeg4", "msmpeg4v2")
 
 
 class FilmWriter:
@@ -47,8 +50,12 @@ class FilmWriter:
         Encoder of the sound.
     audio_start_s : float
         Second of the film at which the first sample sounds; before it there is no sound at all, not silence.
+    sample_aspect : (int, int)
+        Width to height of one pixel.
     options : mapping, optional
         Further encoder options, such as ``{"x264-params": "open-gop=1"}``.
+    container_options : mapping, optional
+        Options of the container, such as ``{"movflags": "faststart"}``.
     """
 
     def __init__(
@@ -67,7 +74,9 @@ class FilmWriter:
         codec: str = "libx264",
         audio_codec: str = "aac",
         audio_start_s: float = 0.0,
+        sample_aspect: tuple[int, int] = (1, 1),
         options: Mapping[str, str] | None = None,
+        container_options: Mapping[str, str] | None = None,
     ) -> None:
         if width % 2 or height % 2 or width < 2 or height < 2:
             raise ValueError(f"the frame size must be even, not {width}x{height}")
@@ -77,16 +86,21 @@ class FilmWriter:
         self.width, self.height, self.fps = width, height, float(fps)
         self.sample_rate = sample_rate
         # bitexact: no encoder version and no date in the file, so that the same film gives the same bytes
-        self._container: Any = av.open(str(path), "w", container_options={"fflags": "+bitexact"})
+        self._container: Any = av.open(
+            str(path), "w", container_options={"fflags": "+bitexact", **(container_options or {})}
+        )
         rate = Fraction(fps).limit_denominator(1001)
         extra = {"preset": preset, "crf": str(crf)} if codec in ("libx264", "libx265") else {}
         extra |= {"threads": str(threads) if threads else "auto", **(options or {})}
         video: Any = self._container.add_stream(codec, rate=rate, options=extra)
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         context = video.codec_context
-        context.time_base = Fraction(1, VIDEO_CLOCK)
+        self._clock = rate if codec in _COARSE else Fraction(VIDEO_CLOCK)
+        context.time_base = 1 / self._clock
         context.gop_size, context.max_b_frames = gop, bframes
+        context.sample_aspect_ratio = Fraction(*sample_aspect)
         self._video = video
+        self._scaler = VideoReformatter()
         self._last_pts: int | None = None
         self._audio: Any = None
         self._pending = np.zeros(0, np.float32)
@@ -94,6 +108,11 @@ class FilmWriter:
             self._audio = self._container.add_stream(audio_codec, rate=sample_rate, layout="mono")
             self._audio.codec_context.time_base = Fraction(1, sample_rate)
             self._audio_pts = round(audio_start_s * sample_rate)
+            offered = [f.name for f in self._audio.codec_context.codec.audio_formats or ()]
+            usable = [name for name in ("fltp", "flt", "s16", "s16p") if name in offered]
+            if not usable:
+                raise ValueError(f"{audio_codec} takes neither float nor 16-bit samples")
+            self._audio.codec_context.format = usable[0]
             self._audio.codec_context.open()
             self._block = self._audio.codec_context.frame_size or 1024
             self._format = self._audio.codec_context.format.name
@@ -115,12 +134,13 @@ class FilmWriter:
         """
         if rgb.shape != (self.height, self.width, 3) or rgb.dtype != np.uint8:
             raise ValueError(f"expected uint8 ({self.height}, {self.width}, 3), got {rgb.dtype} {rgb.shape}")
-        pts = round(time_s * VIDEO_CLOCK)
+        pts = round(time_s * self._clock)
         if self._last_pts is not None and pts <= self._last_pts:
             raise ValueError(f"frame at {time_s:.6f} s does not come after the one before")
         self._last_pts = pts
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").reformat(format="yuv420p")
-        frame.pts, frame.time_base = pts, Fraction(1, VIDEO_CLOCK)
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+        frame = self._scaler.reformat(picture, format="yuv420p", threads=1)
+        frame.pts, frame.time_base = pts, 1 / self._clock
         self._mux_video(frame)
 
     def add_samples(self, samples: np.ndarray, time_s: float | None = None) -> None:

@@ -1,0 +1,220 @@
+"""CPU time and memory of reading one frame per second, against `ffmpeg -f null` decoding every frame of the same file.
+
+    python benchmarks/decode.py --out benchmarks/results/decode-<date>.json
+    python benchmarks/decode.py --file film.mp4 --runs 5
+
+Both run in processes of their own, taking turns (A B A B ...), so that other load on the machine meets both. What
+counts is user + system CPU time. ffmpeg decodes the pictures only and converts nothing; ours includes starting Python,
+the demuxing pass of `probe`, scaling to the model's size and the conversion to RGB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+SIZE = (252, 448)  # what a 720p frame becomes at about 140 tokens
+LIMIT_RATIO = 0.65
+LIMIT_MB = 200.0
+CONTENTS = ("zoom", "footage", "still")
+
+
+def make_film(ffmpeg: str, path: Path, minutes: float, content: str) -> None:
+    """Write a noisy 720p film: h264, 25 fps, GOP 250, up to 3 B-frames. What it shows decides what skipping gains.
+
+    ``zoom``: everything moves by parts of a pixel, every picture costs something. ``footage``: the clip of the tests,
+    enlarged, with grain, in a loop. ``still``: the picture moves by whole pixels, so that B-frames are mostly copies
+    and cost next to nothing; skipping them gains least.
+    """
+    seconds = minutes * 60
+    if content == "still":
+        _still_film(path, seconds)
+        return
+    if content == "zoom":
+        source = ["-f", "lavfi", "-i", "mandelbrot=s=1280x720:r=25,noise=alls=8:allf=t"]
+    else:
+        clip = Path(__file__).parent.parent / "tests" / "data" / "nasa_webb_narration_13s.mp4"
+        source = ["-stream_loop", "-1", "-i", str(clip), "-vf", "fps=25,scale=1280:720,noise=alls=6:allf=t", "-an"]
+    encode = ["-t", str(seconds), "-c:v", "libx264", "-preset", "veryfast", "-g", "250", "-bf", "3"]
+    subprocess.run(
+        [ffmpeg, "-v", "error", "-nostdin", "-y", *source, *encode, "-pix_fmt", "yuv420p", str(path)], check=True
+    )
+
+
+def _still_film(path: Path, seconds: float, width: int = 1280, height: int = 720, fps: float = 25.0) -> None:
+    from omnicli.media.write import FilmWriter
+
+    rng = np.random.default_rng(7)
+    margin = 320
+
+    def texture() -> np.ndarray:
+        total = np.full((height + margin, width + margin, 3), 110.0, np.float32)
+        for cell, strength in ((80, 50), (16, 25), (4, 10)):
+            grid = rng.normal(0, strength, (-(-(height + margin) // cell), -(-(width + margin) // cell), 3))
+            total += np.kron(grid, np.ones((cell, cell, 1)))[: height + margin, : width + margin]
+        return np.clip(total, 0, 235).astype(np.uint8)
+
+    grain = rng.integers(0, 14, (8, height, width, 1)).astype(np.uint8)
+    scene = texture()
+    cut = round(fps * 7)
+    with FilmWriter(path, width, height, fps, sample_rate=None, gop=250, bframes=3) as film:
+        for i in range(int(seconds * fps)):
+            if i and i % cut == 0:
+                scene = texture()
+            k = i % cut
+            x, y = (k * 2) % margin, (k + k // 3) % margin
+            film.add_frame(scene[y : y + height, x : x + width] + grain[rng.integers(8)], i / fps)
+
+
+def child(path: Path, fps: float) -> None:
+    """Read the film as the pipeline does and print a line of JSON. Runs in a process of its own."""
+    from omnicli.media.probe import probe
+    from omnicli.media.sampling import frame_times
+    from omnicli.media.video import DecodeStats, read_frames
+
+    loaded_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    info = probe(path)
+    assert info.frames is not None
+    times = frame_times(info.frames.time_s, fps)
+    stats = DecodeStats()
+    total = 0
+    for _, rgb in read_frames(info, times, *SIZE, stats=stats):
+        total += int(rgb[::16].sum())
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        json.dumps(
+            {
+                "frames": stats.frames_yielded,
+                "film_frames": len(info.frames),
+                "decoded": stats.frames_decoded,
+                "packets_sent": stats.packets_sent,
+                "fell_back": stats.fell_back,
+                "checksum": total,
+                "above_libraries_mb": (peak_kb - loaded_kb) / 1024,
+                "peak_rss_mb": peak_kb / 1024,
+                "duration_s": info.duration_s,
+            }
+        )
+    )
+
+
+def measure(command: list[str]) -> tuple[float, float, str]:
+    """Run a command; returns its user + system CPU seconds, peak RSS in MB, and what it printed."""
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{command[0]} failed with status {status}")
+        process.returncode = 0
+        out.seek(0)
+        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, out.read()
+
+
+def find_ffmpeg() -> str:
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        found = shutil.which("ffmpeg")
+        if not found:
+            raise SystemExit("no ffmpeg: pip install imageio-ffmpeg") from None
+        return found
+
+
+def machine() -> dict[str, object]:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+
+
+def compare(ffmpeg: str, path: Path, fps: float, runs: int) -> dict[str, object]:
+    """Measure both on one film, taking turns."""
+    full = [ffmpeg, "-v", "error", "-nostdin", "-threads", "0", "-i", str(path), "-map", "0:v:0", "-f", "null", "-"]
+    ours = [sys.executable, __file__, "--child", "--file", str(path), "--fps", str(fps)]
+    rows = []
+    for _ in range(runs):
+        a, b = measure(full), measure(ours)
+        rows.append({"ffmpeg_cpu_s": a[0], "ffmpeg_rss_mb": a[1], "ours_cpu_s": b[0]} | json.loads(b[2]))
+    middle = {k: statistics.median(r[k] for r in rows) for k in rows[0] if not isinstance(rows[0][k], bool)}
+    ratios = [r["ours_cpu_s"] / r["ffmpeg_cpu_s"] for r in rows]
+    return {
+        "megabits_per_s": round(path.stat().st_size * 8e-6 / middle["duration_s"], 2),
+        "duration_s": round(middle["duration_s"], 2),
+        "frames": int(middle["film_frames"]),
+        "frames_read": int(middle["frames"]),
+        "frames_decoded": int(middle["decoded"]),
+        "ffmpeg_cpu_s": round(middle["ffmpeg_cpu_s"], 2),
+        "ours_cpu_s": round(middle["ours_cpu_s"], 2),
+        "ffmpeg_peak_rss_mb": round(middle["ffmpeg_rss_mb"], 1),
+        "ours_peak_rss_mb": round(middle["peak_rss_mb"], 1),
+        "ours_above_libraries_mb": round(middle["above_libraries_mb"], 1),
+        "fell_back": any(r["fell_back"] for r in rows),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(r, 3) for r in ratios],
+        "ratio_held": statistics.median(ratios) <= LIMIT_RATIO,
+        "memory_held": middle["above_libraries_mb"] <= LIMIT_MB,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, help="film to read; without it films are generated")
+    parser.add_argument("--content", nargs="+", choices=CONTENTS, default=CONTENTS, help="what generated films show")
+    parser.add_argument("--minutes", type=float, default=5.0, help="length of the generated films")
+    parser.add_argument("--fps", type=float, default=1.0, help="frames to read per second")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    parser.add_argument("--date", default=datetime.date.today().isoformat())
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.file, args.fps)
+        return
+    ffmpeg = find_ffmpeg()
+    films: dict[str, object] = {}
+    if args.file is not None:
+        films[args.file.name] = compare(ffmpeg, args.file, args.fps, args.runs)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for content in args.content:
+                path = Path(folder) / f"{content}.mp4"
+                make_film(ffmpeg, path, args.minutes, content)
+                films[content] = compare(ffmpeg, path, args.fps, args.runs)
+                path.unlink()
+    version = subprocess.run([ffmpeg, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
+    result = {
+        "benchmark": "decode",
+        "date": args.date,
+        "machine": machine(),
+        "fps": args.fps,
+        "read_size": list(SIZE),
+        "ffmpeg": version,
+        "runs": args.runs,
+        "limits": {"ratio": LIMIT_RATIO, "above_libraries_mb": LIMIT_MB},
+        "films": films,
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
