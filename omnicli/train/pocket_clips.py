@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,15 @@ class Pool:
             "ring": {k: where(self.kind == k) for k in range(data.NO_SOUND)},
         }
         return self
+
+    def save(self, path: Path) -> None:
+        """Write the pool; a stopped training goes on without rendering it again."""
+        torch.save({n: getattr(self, n) for n in Pool.__dataclass_fields__ if n != "groups"}, path)
+
+    @staticmethod
+    def load(path: Path) -> Pool:
+        """Read what `save` wrote."""
+        return Pool(**torch.load(path, weights_only=True)).index()
 
     @staticmethod
     def join(pools: list[Pool]) -> Pool:
@@ -416,8 +426,8 @@ def _ask(
 
 
 def _choices(rng: np.random.Generator, text: str, answer: str, names: tuple[str, ...]) -> tuple[str, str]:
-    """Turn one question in six into multiple choice with letters."""
-    if rng.random() > 1 / 6:
+    """Turn one question in eight into multiple choice with letters."""
+    if rng.random() > 1 / 8:
         return text, answer
     return multiple_choice(rng, text, answer, names)
 
@@ -470,8 +480,8 @@ class Clips(IterableDataset):
                 yield collate(made[part * batch : (part + 1) * batch], rng, self.encode, self.stop)
 
 
-_SIZES = ((40, 130, False), (8, 450, False), (3, 1150, True))
-_SIZE_SHARES = (0.86, 0.07, 0.07)
+_SIZES = ((40, 80, False), (8, 350, False), (3, 1150, True))
+_SIZE_SHARES = (0.86, 0.08, 0.06)
 """Clips per batch, media tokens each, whether everything is kept; and how often."""
 
 

@@ -102,7 +102,13 @@ def train_llm(
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     while step < total and (until is None or time.time() < until):
         turn = step // steps
-        pools = [*pools, clips.make_pool(model, pairs, sounds, seed + 1000 * (turn + 1), workers=2, log=log)][-keep_pools:]
+        stored = folder / f"pool-{turn}.pt"
+        if stored.exists():
+            fresh = clips.Pool.load(stored)
+        else:
+            fresh = clips.make_pool(model, pairs, sounds, seed + 1000 * (turn + 1), workers=2, log=log)
+            fresh.save(stored)
+        pools = [*pools, fresh][-keep_pools:]
         pool = clips.Pool.join(pools)
         source = clips.Clips(pool, seed + step, lambda text: tokenizer.encode(text), stop)
         loader = iter(DataLoader(source, batch_size=None, num_workers=workers, prefetch_factor=6))

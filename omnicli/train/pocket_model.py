@@ -82,8 +82,8 @@ def build_model(seed: int = 0) -> Any:
         },
         text_config={
             "vocab_size": len(tokenizer), "hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 6,
-            "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 131072,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "mrope_section": [8, 4, 4]},
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 131072,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "mrope_section": [12, 6, 6]},
             "tie_word_embeddings": False,
             "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
             "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
