@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 32 * 2**20
-"""Working memory of a pass over the tokens' features."""
+CHUNK_BYTES = 4 * 2**20
+"""Working memory of a pass over the tokens' features: small enough for the cache and to be reused by the allocator."""
 
 
 def row_chunks(n: int, width: int, itemsize: int = 4, limit: int = CHUNK_BYTES) -> Iterator[slice]:

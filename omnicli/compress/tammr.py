@@ -128,7 +128,9 @@ class UnitVectors:
         if chosen is None:
             chosen = torch.arange(n, device=features.device)
         self.where = chosen if rows is None else rows[chosen]
-        norm = torch.cat([self._centred(p).norm(dim=1) for p in row_chunks(self.where.numel(), self.width)])
+        norm = torch.empty(self.where.numel(), dtype=torch.float32, device=features.device)
+        for part in row_chunks(self.where.numel(), self.width):
+            norm[part] = self._centred(self.where[part]).norm(dim=1)
         # What is left of a token that equals the mean is the mean's rounding error, not a direction.
         self.scale = torch.where(norm > 1e-6 * self.mean.norm(), GRID / norm.clamp_min(1e-30), 0.0)
 
@@ -138,14 +140,20 @@ class UnitVectors:
         other.where, other.scale = self.where[which], self.scale[which]
         return other
 
-    def _centred(self, part: slice | Tensor) -> Tensor:
-        x = self.features[self.where[part]].float()
-        return x.sub_(self.mean)
+    def _centred(self, where: Tensor) -> Tensor:
+        return self.features[where].float().sub_(self.mean)
 
     def __call__(self, part: slice | Tensor, out: Tensor | None = None) -> Tensor:
-        """Return vectors (m, D) float64 in steps of the grid; a token that equals the mean is the zero vector."""
-        x = self._centred(part).mul_(self.scale[part, None]).round_()
-        return x.to(torch.float64) if out is None else out[: len(x)].copy_(x)
+        """Return vectors (m, D) float64 in steps of the grid; a token that equals the mean is the zero vector.
+
+        They are written to the beginning of ``out``, if given.
+        """
+        where, scale = self.where[part], self.scale[part, None]
+        if out is None:
+            out = torch.empty(len(where), self.width, dtype=torch.float64, device=where.device)
+        for some in row_chunks(len(where), self.width):
+            out[some] = self._centred(where[some]).mul_(scale[some]).round_()
+        return out[: len(where)]
 
 
 @dataclass(frozen=True)
