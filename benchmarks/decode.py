@@ -31,26 +31,31 @@ LIMIT_MB = 200.0
 CONTENTS = ("zoom", "footage", "still")
 
 
+SEED_S = 20.0  # seconds that are encoded; they are repeated packet by packet up to the film's length
+
+
 def make_film(ffmpeg: str, path: Path, minutes: float, content: str) -> None:
     """Write a noisy 720p film: h264, 25 fps, GOP 250, up to 3 B-frames. What it shows decides what skipping gains.
 
     ``zoom``: everything moves by parts of a pixel, every picture costs something. ``footage``: the clip of the tests,
-    enlarged, with grain, in a loop. ``still``: the picture moves by whole pixels, so that B-frames are mostly copies
-    and cost next to nothing; skipping them gains least.
+    enlarged, with grain. ``still``: the picture moves by whole pixels, so that B-frames are mostly copies and cost
+    next to nothing; skipping them gains least.
     """
-    seconds = minutes * 60
+    seed = path.with_name("seed.mp4")
+    run = [ffmpeg, "-v", "error", "-nostdin", "-y"]
     if content == "still":
-        _still_film(path, seconds)
-        return
-    if content == "zoom":
-        source = ["-f", "lavfi", "-i", "mandelbrot=s=1280x720:r=25,noise=alls=8:allf=t"]
+        _still_film(seed, SEED_S)
     else:
-        clip = Path(__file__).parent.parent / "tests" / "data" / "nasa_webb_narration_13s.mp4"
-        source = ["-stream_loop", "-1", "-i", str(clip), "-vf", "fps=25,scale=1280:720,noise=alls=6:allf=t", "-an"]
-    encode = ["-t", str(seconds), "-c:v", "libx264", "-preset", "veryfast", "-g", "250", "-bf", "3"]
-    subprocess.run(
-        [ffmpeg, "-v", "error", "-nostdin", "-y", *source, *encode, "-pix_fmt", "yuv420p", str(path)], check=True
-    )
+        if content == "zoom":
+            source = ["-f", "lavfi", "-i", "mandelbrot=s=1280x720:r=25,noise=alls=8:allf=t"]
+        else:
+            clip = Path(__file__).parent.parent / "tests" / "data" / "nasa_webb_narration_13s.mp4"
+            source = ["-stream_loop", "-1", "-i", str(clip), "-vf", "fps=25,scale=1280:720,noise=alls=6:allf=t", "-an"]
+        encode = ["-t", str(SEED_S), "-c:v", "libx264", "-preset", "veryfast", "-g", "250", "-bf", "3"]
+        subprocess.run([*run, *source, *encode, "-pix_fmt", "yuv420p", str(seed)], check=True)
+    repeat = ["-stream_loop", "-1", "-i", str(seed), "-t", str(minutes * 60), "-c", "copy", str(path)]
+    subprocess.run([*run, *repeat], check=True)
+    seed.unlink()
 
 
 def _still_film(path: Path, seconds: float, width: int = 1280, height: int = 720, fps: float = 25.0) -> None:

@@ -23,6 +23,8 @@ SAMPLE_RATE = 16_000
 # A frame's time stamp may be this far from where the samples before it end. Containers round to a millisecond and
 # some write one stamp for several frames; beyond it something is missing, or a clock has drifted.
 TOLERANCE_S = 0.1
+# A frame stamped this far beyond the sound that `probe` saw is damaged; filling up to it could take days.
+BEYOND_S = 10.0
 # Decoding starts this much early, since codecs need a run-up.
 RUN_UP_S = 1.0
 
@@ -158,8 +160,8 @@ class _Track:
 
     def _frames(self) -> Iterator[tuple[float, Any]]:
         """Yield ``(file second, decoded frame)`` from the run-up before the span to its end."""
-        audio = self.info.audio
-        if audio is None:
+        audio, span = self.info.audio, self.info.audio_span
+        if audio is None or span is None:
             return
         origin, shifts, offset = self.info.origin_s, dict(audio.shifts), 0
         running_s: float | None = None  # where frames without a time stamp stand
@@ -196,7 +198,11 @@ class _Track:
                     continue
                 self.stats.frames_decoded += 1
                 if frame.pts is not None:
-                    running_s = float(frame.pts * (frame.time_base or stream.time_base)) - origin
+                    stamped_s = float(frame.pts * (frame.time_base or stream.time_base)) - origin
+                    if not span[0] - BEYOND_S <= stamped_s <= span[1] + BEYOND_S:
+                        self.stats.fail("decoding sound", ValueError(f"a frame is stamped {stamped_s:.0f} s"))
+                        continue
+                    running_s = stamped_s
                 elif running_s is None:
                     running_s = 0.0
                 yield running_s, frame

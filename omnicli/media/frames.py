@@ -104,15 +104,19 @@ class PacketLog:
 
 
 def spikes(values: np.ndarray, time_base: Fraction) -> np.ndarray:
-    """Return a mask (n,) of lone time stamps far from both neighbours, which agree. `NONE` is skipped."""
+    """Return a mask (n,) of lone time stamps far from both neighbours, which agree. `NONE` is skipped.
+
+    The last one is lone if it is far behind the one before: damage to one packet must not make the film days long.
+    """
     out = np.zeros(len(values), bool)
     places = np.flatnonzero(values != NONE)
     known = values[places]
-    if len(known) > 2:
-        limit = max(SPIKE_S / float(time_base), 50 * float(np.median(np.abs(np.diff(known)))))
-        middle, before, after = known[1:-1], known[:-2], known[2:]
-        lone = (np.abs(middle - before) > limit) & (np.abs(middle - after) > limit) & (np.abs(after - before) < limit)
+    if len(known) > 4:
+        steps = np.abs(np.diff(known))
+        limit = max(SPIKE_S / float(time_base), 50 * float(np.median(steps)))
+        lone = (steps[:-1] > limit) & (steps[1:] > limit) & (np.abs(known[2:] - known[:-2]) < limit)
         out[places[1:-1][lone]] = True
+        out[places[-1]] = steps[-1] > limit and not lone[-1]
     return out
 
 

@@ -209,6 +209,38 @@ def test_damaged_sound_is_counted(tmp_path):
     assert errors > 0, "nothing was damaged: the test would show nothing"
 
 
+def test_one_wild_time_stamp_does_not_last_for_days(tmp_path, monkeypatch):
+    import omnicli.media.timeline as timeline
+
+    path = write(tmp_path / "a.ts", 50)
+    true = probe(path)
+
+    class Wild:
+        """A packet whose time stamp was hit."""
+
+        def __init__(self, packet):
+            self.packet = packet
+            self.pts = packet.pts + 90_000 * 86_400
+
+        def __getattr__(self, name):
+            return getattr(self.packet, name)
+
+    original = timeline.packets
+
+    def damaged(container, streams, stats):
+        found = list(original(container, streams, stats))
+        hit = [k for k, p in enumerate(found) if p.stream.type == "audio"][where[0]]
+        return [Wild(p) if k == hit else p for k, p in enumerate(found)]
+
+    monkeypatch.setattr(timeline, "packets", damaged)
+    where = [0]
+    for place in (20, -1):
+        where[0] = place
+        info = probe(path)
+        assert info.duration_s == pytest.approx(true.duration_s, abs=0.2)
+        assert info.audio_span == pytest.approx(true.audio_span, abs=0.2)
+
+
 def test_loudness():
     pytest.importorskip("torchaudio")
     # BS.1770: a full-scale 997 Hz sine in one channel measures -3.01 LUFS
