@@ -44,7 +44,8 @@ def make_film(ffmpeg: str, path: Path, minutes: float, content: str) -> None:
     seed = path.with_name("seed.mp4")
     run = [ffmpeg, "-v", "error", "-nostdin", "-y"]
     if content == "still":
-        _still_film(seed, SEED_S)
+        # in a process of its own: a child inherits its parent's peak memory
+        subprocess.run([sys.executable, __file__, "--make-still", "--file", str(seed)], check=True)
     else:
         if content == "zoom":
             source = ["-f", "lavfi", "-i", "mandelbrot=s=1280x720:r=25,noise=alls=8:allf=t"]
@@ -187,7 +188,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     parser.add_argument("--date", default=datetime.date.today().isoformat())
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--make-still", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.make_still:
+        _still_film(args.file, SEED_S)
+        return
     if args.child:
         child(args.file, args.fps)
         return
