@@ -70,7 +70,7 @@ def demo(
 
 def write_film(path: Path, minutes: float, seed: int) -> list[tuple[str, str]]:
     """Write the film and return its (question, right answer) pairs; progress on stderr."""
-    from omnicli.train.world import write_demo_film
+    from omnicli.train.films import write_demo_film
 
     print(f"omni: writing a film of {minutes:g} min with known answers", file=sys.stderr, flush=True)
     with render.ProgressDisplay() as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,7 +37,7 @@ class MasterAdamW:
             master.grad = live.grad.float() if live.grad is not None else None
             live.grad = None
         norm = float(nn.utils.clip_grad_norm_([m for m in self.master if m.grad is not None], self.clip))
-        if norm == norm and norm != float("inf"):
+        if math.isfinite(norm):
             for group in self.inner.param_groups:
                 group["lr"] = lr
             self.inner.step()

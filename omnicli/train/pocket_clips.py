@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from omnicli.train import pocket_data as data
 from omnicli.train import pocket_model as arch
-from omnicli.train import speech, world
+from omnicli.train import soundscape, speech, world
 
 NO_PLACE = 6
 UTTERANCE_BLOCKS = 5
@@ -110,19 +110,19 @@ def _sound_unit(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) ->
     n = blocks * 2 * speech.SAMPLE_RATE
     wave = rng.normal(0, 10 ** rng.uniform(-3.6, -1.9), n).astype(np.float32)
     if rng.random() < 0.3:
-        wave[:] += world._music(int(rng.integers(300)), blocks * 2.0)[:n]
+        wave[:] += soundscape.music(int(rng.integers(300)), blocks * 2.0)[:n]
     labels: dict[str, Any] = {}
     if kind in ("utterance", "chatter"):
         digits = rng.integers(0, 10, 6)
-        words = world.number_words("".join(map(str, digits))) if kind == "utterance" else world._chatter(rng, 2, 7)
+        words = world.number_words("".join(map(str, digits))) if kind == "utterance" else world.chatter(rng, 2, 7)
         voice = str(rng.choice(voices))
         event = world.Event("voice", 0, 0, words, seed=int(rng.integers(1 << 30)), voice=voice)
-        said, _ = world.voice_wave(event)
+        said, _ = soundscape.voice_wave(event)
         room = n / speech.SAMPLE_RATE - len(said) / speech.SAMPLE_RATE
         start = float(rng.uniform(0, min(2.0, max(0.0, room))))
         event = world.Event("voice", start, start, words, seed=event.seed, voice=voice)
-        said, spans = world.voice_wave(event)
-        data._mix(wave, said, start)
+        said, spans = soundscape.voice_wave(event)
+        soundscape.mix(wave, said, start)
         inside = np.zeros(blocks * arch.BLOCK_TOKENS, np.int64)
         for _, a, b in spans:
             inside[int(np.ceil(a * 25 - 0.3)) : int(np.floor(b * 25 + 0.3))] = 1
@@ -134,7 +134,7 @@ def _sound_unit(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) ->
             labels["digits"], labels["centres"] = digits, np.array(middles)
     elif kind == "ring":
         labels["kind"] = int(rng.integers(data.NO_SOUND))
-        data._mix(wave, world.tone(world.SOUNDS[labels["kind"]], int(rng.integers(61))), float(rng.uniform(0, 1.3)))
+        soundscape.mix(wave, soundscape.tone(world.SOUNDS[labels["kind"]], int(rng.integers(61))), float(rng.uniform(0, 1.3)))
     return np.clip(wave * rng.uniform(0.5, 1.5), -1, 1), labels
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from omnicli.train import speech, world
+from omnicli.train import scene, soundscape, speech, world
 from omnicli.train.pocket_model import BLOCK_TOKENS, GRID, HEIGHT, PATCH, WIDTH
 from omnicli.train.speech import SAMPLE_RATE
 
@@ -50,9 +50,7 @@ class PairLabels:
 
 def picture_pair(rng: np.random.Generator, caption: float = 0.6, hard: float = 1.0) -> tuple[np.ndarray, PairLabels]:
     """Render one frame pair (2, 112, 196, 3) uint8 as a sampler would see it, half a second to a second apart."""
-    labels = PairLabels(
-        np.full(GRID[0] * GRID[1], NO_DIGIT), np.full(GRID[0] * GRID[1], NO_PLACE), np.full(6, -1)
-    )
+    labels = PairLabels(np.full(GRID[0] * GRID[1], NO_DIGIT), np.full(GRID[0] * GRID[1], NO_PLACE), np.full(6, -1))
     scale = 2
     back = _backdrop(rng, scale)
     frames = [back.copy(), _backdrop(rng, scale) if rng.random() < 0.15 * hard else back]
@@ -69,21 +67,21 @@ def picture_pair(rng: np.random.Generator, caption: float = 0.6, hard: float = 1
         colour = int(rng.integers(NO_COLOUR))
         event = world.Event("character", 0, 9, COLOUR_NAMES[colour], place(), int(rng.integers(1 << 30)))
         for i in visible(0.8):
-            world.draw_figure(frames[i], event, float(i))
+            scene.draw_figure(frames[i], event, float(i))
         labels.character = colour
     elif roll < 0.55 * hard:
         colour, shape = int(rng.integers(NO_COLOUR)), int(rng.integers(NO_SHAPE))
         text = f"{COLOUR_NAMES[colour]} {world.SHAPES[shape]}"
         event = world.Event("shape", 0, 9, text, place(), int(rng.integers(1 << 30)))
         for i in visible(0.7):
-            world.draw_figure(frames[i], event, float(i))
+            scene.draw_figure(frames[i], event, float(i))
         labels.shape_colour, labels.shape = colour, shape
     if rng.random() < caption:
         digits = rng.integers(0, 10, 6)
-        look = world.caption_look(int(rng.integers(1 << 30)))
+        look = scene.caption_look(int(rng.integers(1 << 30)))
         where = place()
         for i in visible(1.0 if hard == 0 else 0.3):
-            centres = world.draw_caption(frames[i], "".join(map(str, digits)), where, look)
+            centres = scene.draw_caption(frames[i], "".join(map(str, digits)), where, look)
         for i, (digit, (x, y)) in enumerate(zip(digits, centres, strict=True)):
             at = _merge_block_index(y / scale, x / scale)
             labels.patch_digit[at], labels.patch_place[at] = digit, i
@@ -93,7 +91,7 @@ def picture_pair(rng: np.random.Generator, caption: float = 0.6, hard: float = 1
     for frame in frames:
         wide = frame[0::2].astype(np.uint16) + frame[1::2]
         small = (wide[:, 0::2] + wide[:, 1::2]).astype(np.float32) * 0.25
-        tile = world._noise_tile(HEIGHT + 64, WIDTH + 64)
+        tile = scene.noise_tile(HEIGHT + 64, WIDTH + 64)
         y, x = rng.integers(0, 64, 2)
         small = small * gain + shift + tile[y : y + HEIGHT, x : x + WIDTH, None] * sigma
         out.append(np.clip(small, 0, 255).astype(np.uint8))
@@ -105,7 +103,7 @@ def picture_pair(rng: np.random.Generator, caption: float = 0.6, hard: float = 1
 
 @lru_cache(maxsize=300)
 def _cached_background(seed: int, scale: int) -> np.ndarray:
-    return world.background.__wrapped__(seed, WIDTH * scale, HEIGHT * scale)
+    return scene.background.__wrapped__(seed, WIDTH * scale, HEIGHT * scale)
 
 
 def _backdrop(rng: np.random.Generator, scale: int) -> np.ndarray:
@@ -130,7 +128,9 @@ def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 class Pairs(IterableDataset):
-    """Batches of frame pairs: ``pairs`` (B, 2, H, W, 3) uint8 and int64 labels. ``crop``: cells wide to cut to, around the caption and two cells high; 0 leaves pairs whole.
+    """Batches of frame pairs: ``pairs`` (B, 2, H, W, 3) uint8 and int64 labels.
+
+    ``crop``: cells wide to cut to, around the caption and two cells high; 0 leaves pairs whole.
     """
 
     def __init__(self, batch: int, seed: int, caption: float = 0.6, hard: float = 1.0, crop: int = 0) -> None:
@@ -154,9 +154,7 @@ class Pairs(IterableDataset):
             }
 
 
-def _crop(
-    pair: np.ndarray, labels: PairLabels, rng: np.random.Generator, wide: int
-) -> tuple[np.ndarray, PairLabels]:
+def _crop(pair: np.ndarray, labels: PairLabels, rng: np.random.Generator, wide: int) -> tuple[np.ndarray, PairLabels]:
     """Cut whole merge cells, 2 x ``wide`` of them, around the caption."""
     grid = labels.patch_digit.reshape(GRID[0] // 2, GRID[1] // 2, 4)
     rows, cols = np.nonzero((grid != NO_DIGIT).any(-1))
@@ -193,7 +191,7 @@ def sound_stretch(rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np
         np.full(tokens, NO_DIGIT), np.zeros(tokens, np.int64), np.zeros(tokens, np.int64), np.full(tokens, NO_SOUND)
     )
     if rng.random() < 0.25:
-        music = world._music(int(rng.integers(300)), seconds)
+        music = soundscape.music(int(rng.integers(300)), seconds)
         wave[: len(music)] += music[: len(wave)]
     at = float(rng.uniform(-2.0, 0.8))
     while at < seconds - 0.2:
@@ -209,8 +207,8 @@ def sound_stretch(rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np
             event = world.Event(
                 "voice", at, at, " ".join(words), seed=int(rng.integers(1 << 30)), voice=str(rng.choice(voices))
             )
-            said, spans = world.voice_wave(event)
-            _mix(wave, said, at)
+            said, spans = soundscape.voice_wave(event)
+            soundscape.mix(wave, said, at)
             for word, a, b in spans:
                 first, last = int(np.ceil(a * 25 - 0.3)), int(np.floor(b * 25 + 0.3))
                 inside = slice(max(0, first), max(0, last))
@@ -223,20 +221,13 @@ def sound_stretch(rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np
             at += len(said) / SAMPLE_RATE
         elif roll < 0.92:
             kind = int(rng.integers(NO_SOUND))
-            ring = world.tone(world.SOUNDS[kind], int(rng.integers(61)))
-            _mix(wave, ring, at)
+            ring = soundscape.tone(world.SOUNDS[kind], int(rng.integers(61)))
+            soundscape.mix(wave, ring, at)
             inside = slice(max(0, int(at * 25)), max(0, int((at + min(0.6, len(ring) / SAMPLE_RATE)) * 25)))
             labels.sound[inside] = kind
             at += len(ring) / SAMPLE_RATE
         at += float(rng.uniform(0.1, 1.2))
     return np.clip(wave * rng.uniform(0.5, 1.5), -1, 1), labels
-
-
-def _mix(wave: np.ndarray, part: np.ndarray, at_s: float) -> None:
-    first = round(at_s * SAMPLE_RATE)
-    a, b = max(0, first), min(len(wave), first + len(part))
-    if b > a:
-        wave[a:b] += part[a - first : b - first]
 
 
 def raw_log_mel(samples: Tensor) -> Tensor:
@@ -257,7 +248,9 @@ def _filters() -> Tensor:
     if not _FILTERS:
         import torchaudio
 
-        banks = torchaudio.functional.melscale_fbanks(201, 0.0, 8000.0, 128, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+        banks = torchaudio.functional.melscale_fbanks(
+            201, 0.0, 8000.0, 128, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
         _FILTERS.append(banks.T.contiguous())
     return _FILTERS[0]
 

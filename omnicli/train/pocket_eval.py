@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from omnicli.train import films as rendering
 from omnicli.train import speech, world
 
 HELD_OUT_SEED = 5_000_000
@@ -36,9 +37,9 @@ def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
 
 def held_out_film(index: int, seconds: float) -> world.Film:
     """Return held-out film ``index``: all tasks, voices never trained on."""
-    tasks = ("caption", "spoken", "who", "cross") if seconds >= 45 else (("caption", "spoken", "who"), ("who", "cross"))[
-        index % 4 == 3
-    ]  # fmt: skip
+    tasks: tuple[str, ...] = ("caption", "spoken", "who", "cross")
+    if seconds < 45:  # too short for all of them
+        tasks = ("who", "cross") if index % 4 == 3 else ("caption", "spoken", "who")
     return world.make_film(HELD_OUT_SEED + index, seconds, tasks=tasks, voices=speech.HELD_OUT_VOICES)
 
 
@@ -82,22 +83,23 @@ def evaluate(
         for index in range(first, first + films):
             film = held_out_film(index, seconds)
             path = Path(folder) / f"film-{index}.mp4"
-            world.write_film(_blanked(film, blank), path, fps=fps)
+            rendering.write_film(_blanked(film, blank), path, fps=fps)
             for which, config in enumerate(configs):
                 begin = time.perf_counter()
                 answers = pipeline.ask(path, [q.text for q in film.questions], config, model)
                 spent[which] += time.perf_counter() - begin
                 for question, answer in zip(film.questions, answers, strict=True):
-                    tally = tallies[which].setdefault(question.task, [0, 0])
-                    tally[0] += answer.answer == question.answer
-                    tally[1] += 1
+                    count = tallies[which].setdefault(question.task, [0, 0])
+                    count[0] += answer.answer == question.answer
+                    count[1] += 1
                     if answer.answer != question.answer:
                         wrong[which].append(f"{index}: {question.text} {question.answer} not {answer.answer!r}")
             path.unlink()
-            log(f"{seconds:g} s film {index + 1 - first}/{films}: " + " | ".join(
-                f"{p[0]} " + " ".join(f"{t} {r}/{n}" for t, (r, n) in sorted(tally.items()))
-                for p, tally in zip(presets, tallies, strict=True)
-            ))  # fmt: skip
+            so_far = (
+                f"{name} " + " ".join(f"{task} {r}/{n}" for task, (r, n) in sorted(tally.items()))
+                for (name, _), tally in zip(presets, tallies, strict=True)
+            )
+            log(f"{seconds:g} s film {index + 1 - first}/{films}: " + " | ".join(so_far))
     results = []
     for (name, overrides), tally, misses, took in zip(presets, tallies, wrong, spent, strict=True):
         rates = {}
@@ -147,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     report = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {options.threads} threads, no GPU" if not torch.cuda.is_available() else "GPU",
+        "machine": "GPU" if torch.cuda.is_available() else f"{platform.machine()}, {options.threads} threads, no GPU",
         "command": "python -m omnicli.train.pocket_eval " + " ".join(arguments or sys.argv[1:]),
         "seconds": round(time.time() - begin, 1),
         "results": results,

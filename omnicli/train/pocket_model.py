@@ -65,11 +65,18 @@ def build_tokenizer() -> Any:
 
 
 def build_model(seed: int = 0) -> Any:
-    """Return the untrained model with fan-in initialisation (the default std of 0.02 starts tiny models nearly dead)."""
+    """Return the untrained model with fan-in initialisation: the default std of 0.02 starts tiny models nearly dead."""
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
     tokenizer = build_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL.items()}
+    unnamed = {  # known to checkpoints and the model's code, not to the signature of the configuration
+        "audio_token_id": ids["audio_token"],
+        "image_token_id": ids["image_token"],
+        "video_token_id": ids["video_token"],
+        "vision_start_token_id": ids["vision_bos_token"],
+        "vision_end_token_id": ids["vision_eos_token"],
+    }
     config = Qwen2_5OmniThinkerConfig(
         audio_config={
             "d_model": 160, "encoder_layers": 5, "encoder_attention_heads": 4, "encoder_ffn_dim": 512,
@@ -89,11 +96,9 @@ def build_model(seed: int = 0) -> Any:
             "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         },
         audio_token_index=ids["audio_token"], image_token_index=ids["image_token"],
-        video_token_index=ids["video_token"], audio_token_id=ids["audio_token"], image_token_id=ids["image_token"],
-        video_token_id=ids["video_token"], audio_start_token_id=ids["audio_bos_token"],
-        audio_end_token_id=ids["audio_eos_token"], vision_start_token_id=ids["vision_bos_token"],
-        vision_end_token_id=ids["vision_eos_token"], position_id_per_seconds=25, seconds_per_chunk=2,
-        tie_word_embeddings=False,
+        video_token_index=ids["video_token"], audio_start_token_id=ids["audio_bos_token"],
+        audio_end_token_id=ids["audio_eos_token"], position_id_per_seconds=25, seconds_per_chunk=2,
+        tie_word_embeddings=False, **unnamed,
     )  # fmt: skip
     torch.manual_seed(seed)
     model = Qwen2_5OmniThinkerForConditionalGeneration(config)
@@ -124,8 +129,9 @@ def save_folder(model: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -
     build_tokenizer().save_pretrained(folder)
     preprocessor = {
         "image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH, "merge_size": MERGE,
-        "temporal_patch_size": 2, "min_pixels": 24 * 28 * 28, "max_pixels": 29 * 28 * 28, "feature_size": 128, "hop_length": 160,
-        "n_fft": 400, "sampling_rate": 16000, "chunk_length": 300, "feature_extractor_type": "WhisperFeatureExtractor",
+        "temporal_patch_size": 2, "min_pixels": 24 * 28 * 28, "max_pixels": 29 * 28 * 28, "feature_size": 128,
+        "hop_length": 160, "n_fft": 400, "sampling_rate": 16000, "chunk_length": 300,
+        "feature_extractor_type": "WhisperFeatureExtractor",
         "image_processor_type": "Qwen2VLImageProcessor",
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1) + "\n")

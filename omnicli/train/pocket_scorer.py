@@ -46,6 +46,11 @@ def gumbel(n: int) -> Tensor:
 class Scorer(nn.Module):
     """The four projections as parameters, (d, k) each."""
 
+    w_q: nn.Parameter
+    w_k: nn.Parameter
+    importance_w_q: nn.Parameter
+    importance_w_k: nn.Parameter
+
     def __init__(self, width: int = arch.HIDDEN, inner: int = 64) -> None:
         super().__init__()
         for name in ("w_q", "w_k", "importance_w_q", "importance_w_k"):
@@ -76,7 +81,8 @@ def scorer_loss(model: Any, scorer: Scorer, batch: dict[str, Tensor], retention:
                 gate = gate.index_put((media[own],), straight_through_top_k(score[own], k, gumbel(len(own))))
         gates.append(gate)
     embeds = torch.where(batch["is_media"][..., None], batch["features"].to(embeds.dtype), embeds)
-    bias = torch.full((length, length), -1e4).triu(1)[None, None] + torch.log(torch.stack(gates) + _LEAK)[:, None, None, :]
+    openness = torch.log(torch.stack(gates) + _LEAK)[:, None, None, :]
+    bias = torch.full((length, length), -1e4).triu(1)[None, None] + openness
     bias = bias.masked_fill(~batch["valid"][:, None, None, :], -1e4).to(embeds.dtype)
     hidden, _ = arch.text_forward(text, embeds, batch["position_ids"], bias)
     at = batch["target"] >= 0
@@ -94,8 +100,6 @@ def train_scorer(
     log: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
     """Train the projections on composed clips and write ``folder/avoc_scorer.safetensors``."""
-    from safetensors.torch import save_file
-
     model.requires_grad_(False)
     torch.manual_seed(seed)
     scorer = Scorer()
@@ -104,7 +108,7 @@ def train_scorer(
     tokenizer = arch.build_tokenizer()
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     sizes = (((10, 400, False), (4, 1000, True)), (0.7, 0.3))
-    source = clips.Clips(pool, seed + 78, lambda text: tokenizer.encode(text), stop, sizes)
+    source = clips.Clips(pool, seed + 78, tokenizer.encode, stop, sizes)
     loader = iter(DataLoader(source, batch_size=None, num_workers=1, prefetch_factor=4))
     generator = torch.Generator().manual_seed(seed)
     seen: dict[str, float] = {}
@@ -123,6 +127,13 @@ def train_scorer(
         if (step + 1) % 20 == 0:
             rate = 20 / (time.perf_counter() - clock)
             clock = time.perf_counter()
-            log(f"scorer {step + 1}/{steps} loss {seen['loss']:.3f} token accuracy {seen['right']:.3f} ({rate:.2f} steps/s)")
-            save_file({k: v.detach().contiguous() for k, v in scorer.projections().to_dict().items()}, folder / SCORER_FILE)
+            shown = f"loss {seen['loss']:.3f} token accuracy {seen['right']:.3f} ({rate:.2f} steps/s)"
+            log(f"scorer {step + 1}/{steps} {shown}")
+            _save(scorer, folder)
+    _save(scorer, folder)
+
+
+def _save(scorer: Scorer, folder: Path) -> None:
+    from safetensors.torch import save_file
+
     save_file({k: v.detach().contiguous() for k, v in scorer.projections().to_dict().items()}, folder / SCORER_FILE)

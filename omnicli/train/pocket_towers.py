@@ -20,7 +20,6 @@ from omnicli.train import pocket_data as data
 from omnicli.train import pocket_model as arch
 from omnicli.train.optim import MasterAdamW, load_checkpoint, save_checkpoint
 
-
 READ_AFTER = 3
 
 
@@ -64,7 +63,9 @@ def _flag(logits: Tensor, target: Tensor) -> Tensor:
     return torch.stack(parts).mean()
 
 
-def picture_loss(visual: Any, heads: PictureHeads, batch: dict[str, Tensor], whole: bool) -> tuple[Tensor, dict[str, float]]:
+def picture_loss(
+    visual: Any, heads: PictureHeads, batch: dict[str, Tensor], whole: bool
+) -> tuple[Tensor, dict[str, float]]:
     """Return the dense loss of a batch of frame pairs and the accuracies worth watching."""
     pairs = batch["pairs"]
     grid = (pairs.shape[2] // arch.PATCH, pairs.shape[3] // arch.PATCH)
@@ -104,7 +105,11 @@ def sound_loss(tower: Any, heads: SoundHeads, batch: dict[str, Tensor]) -> tuple
     tokens = arch.audio_forward(tower, batch["mel"].to(_dtype(tower)))
     digit, sound = heads.digit(tokens), heads.sound(tokens)
     loss = _balanced(digit, batch["digit"], data.NO_DIGIT) + _flag(heads.centre(tokens), batch["centre"])
-    loss = loss + 0.3 * _flag(heads.speech(tokens), batch["speech"]) + 0.5 * _balanced(sound, batch["sound"], data.NO_SOUND)
+    loss = (
+        loss
+        + 0.3 * _flag(heads.speech(tokens), batch["speech"])
+        + 0.5 * _balanced(sound, batch["sound"], data.NO_SOUND)
+    )
     at_centre = batch["centre"] > 0
     rings = batch["sound"] != data.NO_SOUND
     return loss, {

@@ -101,7 +101,7 @@ def _resample(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def sentence(
-    words: list[str], voice: str, rate: int, pitch: int, gap_s: tuple[float, float], rng: np.random.Generator
+    words: list[str], voice: str, rate: int, pitch: int, *, gap_s: tuple[float, float], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
     """Join singly spoken words with random gaps.
 

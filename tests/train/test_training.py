@@ -86,7 +86,8 @@ def test_sound_labels_fit_the_sound():
 
 @pytest.fixture(scope="module")
 def pool(model):
-    return clips.make_pool(arch.build_model(1).to(torch.bfloat16), 600, 60, 9, workers=0, voices=speech.TRAIN_VOICES[:1])
+    half = arch.build_model(1).to(torch.bfloat16)
+    return clips.make_pool(half, 600, 60, 9, workers=0, voices=speech.TRAIN_VOICES[:1])
 
 
 def test_clips_hold_the_answer_and_stay_near_their_budget(pool):
@@ -140,6 +141,7 @@ def test_straight_through_gradient_is_that_of_the_relaxation():
     flags = pocket_scorer.straight_through_top_k(score, 3, noise)
     assert sorted(set(flags.detach().round(decimals=9).tolist())) == [0.0, 1.0] and flags.sum().round() == 3
     (flags * weight).sum().backward()
+    assert score.grad is not None
     for i in range(12):
         step = torch.zeros(12, dtype=torch.float64)
         step[i] = 1e-6
@@ -155,7 +157,7 @@ def test_gradients_reach_all_four_projections(model, pool):
     half = arch.build_model(1).to(torch.bfloat16).requires_grad_(False)
     loss, _ = pocket_scorer.scorer_loss(half, scorer, batch, 0.3)
     loss.backward()
-    assert all(float(p.grad.abs().sum()) > 0 for p in scorer.parameters())
+    assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in scorer.parameters())
 
 
 def test_a_tower_learns_and_resumes(tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omnicli.train import speech, world
+from omnicli.train import scene, speech, world
+from omnicli.train.soundscape import render_sound
 
 
 def film(seed: int = 3, seconds: float = 60.0, **options) -> world.Film:
@@ -15,8 +16,8 @@ def film(seed: int = 3, seconds: float = 60.0, **options) -> world.Film:
 def test_the_same_seed_gives_the_same_film_picture_and_sound():
     a, b = film(), film()
     assert a.events == b.events and a.questions == b.questions
-    assert np.array_equal(world.render_frame(a, 7.25, 196, 112), world.render_frame(b, 7.25, 196, 112))
-    assert np.array_equal(world.render_sound(a, 3.0, 9.0), world.render_sound(b, 3.0, 9.0))
+    assert np.array_equal(scene.render_frame(a, 7.25, 196, 112), scene.render_frame(b, 7.25, 196, 112))
+    assert np.array_equal(render_sound(a, 3.0, 9.0), render_sound(b, 3.0, 9.0))
     assert film(4).questions != a.questions
 
 
@@ -47,19 +48,20 @@ def test_a_caption_changes_the_picture_only_while_it_is_shown():
     made = film(5, 30.0, tasks=("caption",))
     caption = next(e for e in made.events if e.kind == "caption")
     assert caption.start_s == int(caption.start_s) and caption.end_s - caption.start_s == 1.0
-    without = world.Film(made.seed, 30.0, made.scenes, tuple(e for e in made.events if e is not caption), (), made.noise)
+    others = tuple(e for e in made.events if e is not caption)
+    without = world.Film(made.seed, 30.0, made.scenes, others, (), made.noise)
     same = [
-        np.array_equal(world.render_frame(made, t, 196, 112), world.render_frame(without, t, 196, 112))
+        np.array_equal(scene.render_frame(made, t, 196, 112), scene.render_frame(without, t, 196, 112))
         for t in (caption.start_s - 0.01, caption.start_s, caption.end_s - 0.01, caption.end_s)
     ]
     assert same == [True, False, False, True]
 
 
 def test_digits_are_where_draw_caption_says():
-    look = world.caption_look(1)
+    look = scene.caption_look(1)
     plain = np.full((224, 392, 3), 90, np.uint8)
     image = plain.copy()
-    centres = world.draw_caption(image, "482913", (98, 56), look)
+    centres = scene.draw_caption(image, "482913", (98, 56), look)
     xs = [x for x, _ in centres]
     assert len(centres) == 6 and xs == sorted(xs)
     ink = np.abs(image.astype(int) - np.array(look.ink)).sum(-1) < 60
@@ -69,7 +71,7 @@ def test_digits_are_where_draw_caption_says():
 
 
 def test_speech_says_different_words_differently_and_gaps_are_silent():
-    wave, spans = speech.sentence(["one", "two"], "en-us", 165, 50, (0.2, 0.2), np.random.default_rng(0))
+    wave, spans = speech.sentence(["one", "two"], "en-us", 165, 50, gap_s=(0.2, 0.2), rng=np.random.default_rng(0))
     assert [w for w, _, _ in spans] == ["one", "two"]
     gap = wave[int(spans[0][2] * 16000) + 10 : int(spans[1][1] * 16000) - 10]
     assert len(gap) > 2000 and np.abs(gap).max() == 0

@@ -1,0 +1,71 @@
+"""Films of the generated world as real files: pictures and sound rendered as they are written.
+
+An hour is never held in memory. Knows the container's writer; what happens in a film is settled before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omnicli.train import speech
+from omnicli.train.scene import render_frame
+from omnicli.train.soundscape import render_sound
+from omnicli.train.speech import SAMPLE_RATE
+from omnicli.train.world import Film, make_film
+
+
+def frame_times(duration_s: float, fps: float) -> Iterator[float]:
+    """Yield the times of a film's frames."""
+    for i in range(int(duration_s * fps)):
+        yield i / fps
+
+
+def write_film(
+    film: Film, path: str | Path, *, width: int = 640, height: int = 360, fps: float = 8.0, progress: Any = None
+) -> None:
+    """Render a film into a real container (h264 + AAC). ``progress(done_s, total_s)`` is called every ten seconds."""
+    from omnicli.media.write import FilmWriter
+
+    active = ActiveFilm(film)
+    with FilmWriter(path, width, height, fps, sample_rate=SAMPLE_RATE) as writer:
+        sound_at = 0.0
+        for t in frame_times(film.duration_s, fps):
+            if t >= sound_at:
+                end = min(film.duration_s, sound_at + 10.0)
+                writer.add_samples(render_sound(active.between(sound_at - 20, end), sound_at, end))
+                sound_at = end
+                if progress:
+                    progress(sound_at, film.duration_s)
+            writer.add_frame(render_frame(active.between(t, t), t, width, height), t)
+
+
+class ActiveFilm:
+    """Views of a film that hold only the events near a moment: rendering an hour stays linear."""
+
+    def __init__(self, film: Film) -> None:
+        self.film = film
+        self.key: tuple[int, int] | None = None
+        self.view = film
+
+    def between(self, start_s: float, end_s: float) -> Film:
+        """Return the film with only the events near these seconds; they render as in the whole film."""
+        key = (int(start_s // 10), int(end_s // 10))
+        if key != self.key:
+            low, high = key[0] * 10 - 1, key[1] * 10 + 11
+            f = self.film
+            events = tuple(e for e in f.events if e.start_s < high and e.end_s > low)
+            self.view = Film(f.seed, f.duration_s, f.scenes, events, (), f.noise, f.hiss)
+            self.key = key
+        return self.view
+
+
+def write_demo_film(
+    path: str | Path, minutes: float = 60.0, seed: int = 1, progress: Any = None
+) -> list[tuple[str, str]]:
+    """Write the film of `omni demo` and return its three questions with the right answers."""
+    film = make_film(1_000_003 + seed, minutes * 60, tasks=("caption", "spoken", "who"), voices=speech.HELD_OUT_VOICES)
+    write_film(film, path, progress=progress)
+    wanted = ("caption", "spoken", "who")
+    return [next((q.text, q.answer) for q in film.questions if q.task == task) for task in wanted]
