@@ -29,9 +29,7 @@ def layer_flops(d: Dimensions, length: int) -> float:
     return 2.0 * length * (projections + mlp + attention)
 
 
-def prefill_flops(
-    d: Dimensions, text: int, media: int, by_layer: Sequence[Sequence[int]]
-) -> dict[str, float | None]:
+def prefill_flops(d: Dimensions, text: int, media: int, by_layer: Sequence[Sequence[int]]) -> dict[str, float | None]:
     """Return ``{"prefill": of this run, "full_prefill": had all media tokens been kept}``.
 
     Parameters

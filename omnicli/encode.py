@@ -44,6 +44,7 @@ def encode(
     info: MediaInfo,
     settings: MediaConfig,
     model: OmniModel,
+    *,
     capture: frozenset[str],
     clock: StageClock,
     progress: Progress,
@@ -66,11 +67,12 @@ def encode(
     end = info.duration_s if settings.end is None else min(settings.end, info.duration_s)
     if start >= info.duration_s:
         raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s; there is nothing from {start:g} s on")
+    job = _Job(info, settings, model, capture, (start, end), clock, progress)
     seen, heard = DecodeStats(), DecodeStats()
-    times, pieces, size = _pictures(info, settings, model, capture, (start, end), seen, clock, progress)
+    times, pieces, size = _pictures(job, seen)
     sounds: list[EncodedAudio] = []
     if settings.audio != "off":
-        sounds = _sound(info, settings, model, capture, (start, end), heard, clock, progress)
+        sounds = _sound(job, heard)
         if not sounds and (settings.require_audio or settings.audio == "on"):
             raise MediaError(
                 f"{info.path}: {'no sound track' if info.audio is None else 'the sound track gives no sound'}; "
@@ -80,21 +82,26 @@ def encode(
         raise MediaError(f"{info.path}: no picture and no sound between {start:g} s and {end:g} s")
     with clock.stage("preprocess"):
         clip = model.assemble(pieces, times, sounds, start, end)
-    used = _used(info, times, sounds, model, (start, end), size)
+    used = _used(job, times, sounds, size)
     return Encoded(clip, used, tuple(_warnings(info, settings, used, seen, heard)))
 
 
-def _pictures(
-    info: MediaInfo,
-    settings: MediaConfig,
-    model: OmniModel,
-    capture: frozenset[str],
-    span: tuple[float, float],
-    stats: DecodeStats,
-    clock: StageClock,
-    progress: Progress,
-) -> tuple[list[float], list[EncodedVideo], tuple[int, int]]:
+@dataclass(frozen=True)
+class _Job:
+    """What both senses of one run share; ``span`` is (start, end) in seconds of the file."""
+
+    info: MediaInfo
+    settings: MediaConfig
+    model: OmniModel
+    capture: frozenset[str]
+    span: tuple[float, float]
+    clock: StageClock
+    progress: Progress
+
+
+def _pictures(job: _Job, stats: DecodeStats) -> tuple[list[float], list[EncodedVideo], tuple[int, int]]:
     """Return the true times of the frames used, their encoded pieces, and the frame size (height, width)."""
+    info, settings, model, span = job.info, job.settings, job.model, job.span
     if info.video is None or info.frames is None or span[0] >= info.frames.end_s:
         return [], [], (0, 0)
     wanted = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, *span)
@@ -105,29 +112,21 @@ def _pictures(
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
     )
-    frames = timed(video.read_frames(info, wanted, *size, stats=stats), clock, "decode_video")
+    frames = timed(video.read_frames(info, wanted, *size, stats=stats), job.clock, "decode_video")
     times: list[float] = []
     pieces: list[EncodedVideo] = []
     for batch in batched(frames, model.video_batch):
         times += [time_s for time_s, _ in batch]
-        progress("decode_video", times[-1] - span[0], span[1] - span[0])
-        with clock.stage("encode_video"):
-            pieces.append(model.encode_video(torch.from_numpy(np.stack([rgb for _, rgb in batch])), capture))
-        progress("encode_video", times[-1] - span[0], span[1] - span[0])
+        job.progress("decode_video", times[-1] - span[0], span[1] - span[0])
+        with job.clock.stage("encode_video"):
+            pieces.append(model.encode_video(torch.from_numpy(np.stack([rgb for _, rgb in batch])), job.capture))
+        job.progress("encode_video", times[-1] - span[0], span[1] - span[0])
     return times, pieces, size
 
 
-def _sound(
-    info: MediaInfo,
-    settings: MediaConfig,
-    model: OmniModel,
-    capture: frozenset[str],
-    span: tuple[float, float],
-    stats: DecodeStats,
-    clock: StageClock,
-    progress: Progress,
-) -> list[EncodedAudio]:
+def _sound(job: _Job, stats: DecodeStats) -> list[EncodedAudio]:
     """Return the encoded pieces of the span's sound; two passes where the mel's maximum shall be exact."""
+    info, model, clock, span = job.info, job.model, job.clock, job.span
     if info.audio is None or info.audio_span is None or span[0] >= info.audio_span[1]:
         return []
 
@@ -135,17 +134,17 @@ def _sound(
         return timed(audio.read_audio(info, *span, stats=stats), clock, "decode_audio")
 
     peak = None
-    if settings.exact_mel:
+    if job.settings.exact_mel:
         with clock.stage("preprocess"):
             peak = model.measure_log_mel_max(blocks(None))
-    encoder = model.audio_encoder(peak, capture)
+    encoder = model.audio_encoder(peak, job.capture)
     pieces: list[EncodedAudio] = []
     done = 0.0
     for block in blocks(stats):
         with clock.stage("encode_audio"):
             pieces += encoder.feed(block)
         done += len(block) / audio.SAMPLE_RATE
-        progress("encode_audio", done, span[1] - span[0])
+        job.progress("encode_audio", done, span[1] - span[0])
     with clock.stage("encode_audio"):
         return pieces + encoder.finish()
 
@@ -174,19 +173,13 @@ def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
         yield batch
 
 
-def _used(
-    info: MediaInfo,
-    times: list[float],
-    sounds: list[EncodedAudio],
-    model: OmniModel,
-    span: tuple[float, float],
-    size: tuple[int, int],
-) -> MediaUsed:
+def _used(job: _Job, times: list[float], sounds: list[EncodedAudio], size: tuple[int, int]) -> MediaUsed:
+    info, span = job.info, job.span
     seconds = 0.0
     if times and info.frames is not None:
         seconds = min(span[1], info.frames.end_s) - min(times[0], span[1])
     tokens = sum(piece.features.shape[0] for piece in sounds)
-    heard_to = min(span[0] + tokens / model.audio_tokens_per_s, info.audio_span[1]) if info.audio_span else 0.0
+    heard_to = min(span[0] + tokens / job.model.audio_tokens_per_s, info.audio_span[1]) if info.audio_span else 0.0
     heard = max(0.0, heard_to - max(span[0], info.audio_span[0])) if tokens and info.audio_span else 0.0
     return MediaUsed(
         video_s=round(seconds, 3),

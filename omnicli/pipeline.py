@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-import resource
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from omnicli import __version__, cost
+from omnicli import cost, facts
 from omnicli.encode import Encoded, Progress, encode
 from omnicli.errors import MemoryLimitError
 from omnicli.llm.decode import DecodeOptions, generate
@@ -22,7 +18,7 @@ from omnicli.llm.prefill import prefill
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.base import CAPTURES, OmniModel
 from omnicli.timing import StageClock
-from omnicli.types import Answer, MediaTokens, Modality, TokenCount
+from omnicli.types import Answer
 
 if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
@@ -68,23 +64,23 @@ def ask(
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
     with clock.stage("probe"):
         info = probe(path)
-    media = encode(info, config.media, model, compressor.needs & CAPTURES, clock, progress)
+    media = encode(info, config.media, model, capture=compressor.needs & CAPTURES, clock=clock, progress=progress)
     shared = clock.report()
-    return [
-        _answer(question, info, media, compressor, config, model, shared, lambda text, i=i: on_text and on_text(i, text), progress)
-        for i, question in enumerate(questions)
-    ]
+    tell = on_text or (lambda index, text: None)
+    answer = partial(_answer, info, media, compressor, config, model, shared=shared, progress=progress)
+    return [answer(question=question, on_text=partial(tell, i)) for i, question in enumerate(questions)]
 
 
 def _answer(
-    question: str,
     info: MediaInfo,
     media: Encoded,
     compressor: Compressor,
     config: Config,
     model: OmniModel,
+    *,
+    question: str,
     shared: tuple[dict[str, float], float],
-    on_text: Callable[[str], Any],
+    on_text: Callable[[str], None],
     progress: Progress,
 ) -> Answer:
     clock = StageClock(cuda=model.device.type == "cuda")
@@ -123,57 +119,25 @@ def _answer(
     if clip.max_position >= model.max_position:
         warnings.append(f"positions reach {clip.max_position:,}; {model.name} was trained up to {model.max_position:,}")
     return Answer(
-        id=_identity(info, question, config),
+        id=facts.identity(info, question, config),
         media=str(info.path),
         question=question,
         answer=text.text.strip(),
-        model={"name": model.name, "revision": model.revision, "dtype": str(model.dtype)[6:], "device": str(model.device)},
+        model=facts.model(model),
         preset=config.preset,
         config=config.to_dict(),
         media_used=media.used,
-        tokens=_tokens(clip.tokens, kept, read.by_layer, length - len(kept), len(text.token_ids), selection.report),
+        tokens={
+            **facts.tokens(clip.tokens, kept, text=length - len(kept), generated=len(text.token_ids)),
+            "by_layer": read.by_layer,
+            "retention": round(len(kept) / len(clip.tokens), 6),
+            "selection": selection.report,
+        },
         stages={name: round(seconds, 4) for name, seconds in totals.items()},
         wall_s=round(shared[1] + wall_s, 4),
         time_to_first_token_s=round(shared[1] + first_s, 4),
-        peak_memory=_peak_memory(model.device),
+        peak_memory=facts.peak_memory(model.device),
         flops=cost.prefill_flops(model, length - len(kept), len(clip.tokens), read.by_layer),
         warnings=warnings,
-        versions=_versions(),
+        versions=facts.versions(),
     )  # fmt: skip
-
-
-def _tokens(
-    clip: MediaTokens, kept: MediaTokens, by_layer: list, text: int, generated: int, report: dict[str, Any]
-) -> dict[str, Any]:
-    pairs = {m.name.lower(): TokenCount(clip.count(m), kept.count(m)) for m in Modality}
-    return {
-        **{name: {"encoded": pair.encoded, "kept": pair.kept} for name, pair in pairs.items()},
-        "text": text,
-        "generated": generated,
-        "by_layer": by_layer,
-        "retention": round(len(kept) / len(clip), 6),
-        "selection": report,
-    }
-
-
-def _identity(info: MediaInfo, question: str, config: Config) -> str:
-    """Return 12 hex digits that are equal for the same file name and size, question and settings."""
-    facts = [info.path.name, info.path.stat().st_size, question, config.to_dict()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _peak_memory(device: torch.device) -> dict[str, int | None]:
-    """Return the peaks in bytes so far: of the process, and of the device's allocator."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"host_bytes": host, "device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None}
-
-
-def _versions() -> dict[str, str]:
-    import av
-    import transformers
-
-    return {
-        "omni": __version__, "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "av": av.__version__,
-    }  # fmt: skip

@@ -1,0 +1,63 @@
+"""What an answer says about its run beside the answer: identity, token counts, peak memory, versions.
+
+Reads facts off and decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from omnicli import __version__
+from omnicli.types import MediaTokens, Modality
+
+if TYPE_CHECKING:
+    from omnicli.config import Config
+    from omnicli.media.probe import MediaInfo
+    from omnicli.models.base import OmniModel
+
+
+def identity(info: MediaInfo, question: str, config: Config) -> str:
+    """Return 12 hex digits that are equal for the same file name and size, question and settings."""
+    facts = [info.path.name, info.path.stat().st_size, question, config.to_dict()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def model(used: OmniModel) -> dict[str, str]:
+    """Return which model answered, in which number format and where."""
+    dtype = str(used.dtype).removeprefix("torch.")
+    return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": str(used.device)}
+
+
+def tokens(clip: MediaTokens, kept: MediaTokens, *, text: int, generated: int) -> dict[str, Any]:
+    """Return the tokens per modality that were encoded and kept, and those of text read and written."""
+    counts: dict[str, Any] = {m.name.lower(): {"encoded": clip.count(m), "kept": kept.count(m)} for m in Modality}
+    return {**counts, "text": text, "generated": generated}
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Return the peaks in bytes so far: of the process, and of the device's allocator."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"host_bytes": host, "device_bytes": on_device}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    import av
+    import transformers
+
+    return {
+        "omni": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "av": av.__version__,
+    }
