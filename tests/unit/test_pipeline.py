@@ -1,0 +1,180 @@
+"""The flow from a file to answers, with a tiny random model: what is done once, what is told, what is refused."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnicli import pipeline
+from omnicli.config import load_config
+from omnicli.errors import MediaError, MemoryLimitError
+from omnicli.media.write import FilmWriter
+from omnicli.timing import StageClock
+from tests import tiny
+from tests.cli import schema
+
+QUESTIONS = ["What number is shown?", "Who speaks last?"]
+SECONDS, FPS, RATE = 4, 4, 16_000
+MEASURED = ("stages", "wall_s", "time_to_first_token_s", "peak_memory")
+
+
+def write(path: Path, *, sound: bool = True) -> Path:
+    ramp = np.add.outer(np.arange(112), np.arange(196))
+    with FilmWriter(path, 196, 112, FPS, sample_rate=RATE if sound else None, gop=FPS, preset="ultrafast") as film:
+        for i in range(SECONDS * FPS):
+            film.add_frame(np.stack([(ramp * k + 9 * i) % 256 for k in (1, 2, 3)], -1).astype(np.uint8), i / FPS)
+        if sound:
+            film.add_samples(0.1 * tiny.sound(SECONDS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("films")
+    write(made / "film.mp4")
+    write(made / "silent.mp4", sound=False)
+    with wave.open(str(made / "sound.wav"), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(RATE)
+        out.writeframes((tiny.sound(SECONDS).clip(-1, 1) * 32767).astype("<i2").tobytes())
+    return made
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.model()
+
+
+@pytest.fixture(scope="module")
+def two(folder, model):
+    """Return the answers to both questions and what was told while they were written."""
+    told: list[tuple[int, str]] = []
+    answers = ask(folder / "film.mp4", model, on_text=lambda i, text: told.append((i, text)))
+    return answers, told
+
+
+def ask(path, model, *settings, questions=QUESTIONS, preset="full", **options):
+    config = load_config(preset, ["media.fps=2", "generate.max_new_tokens=4", *settings])
+    return pipeline.ask(path, questions, config, model, **options)
+
+
+def stable(answer):
+    return {key: value for key, value in answer.to_dict().items() if key not in MEASURED}
+
+
+def test_two_questions_look_decode_and_encode_once(folder, model, monkeypatch):
+    calls = {"probe": 0, "encode": 0, "encode_video": 0, "audio_encoder": 0}
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in ((pipeline, "probe"), (pipeline, "encode"), (model, "encode_video"), (model, "audio_encoder")):
+        monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+    assert model.video_batch >= SECONDS * 2, "the film has to fit one call"
+    assert len(ask(folder / "film.mp4", model)) == 2
+    assert calls == {"probe": 1, "encode": 1, "encode_video": 1, "audio_encoder": 1}
+
+
+def test_answers_carry_everything_the_schema_names(two, folder):
+    answers, _ = two
+    assert [a.question for a in answers] == QUESTIONS
+    for answer in answers:
+        assert schema.problems(json.loads(json.dumps(answer.to_dict(), allow_nan=False))) == []
+        assert answer.media == str(folder / "film.mp4")
+        assert answer.media_used.video_s == pytest.approx(SECONDS, abs=0.3)
+        assert answer.media_used.audio_s == pytest.approx(SECONDS, abs=0.3)
+        assert answer.media_used.frames == SECONDS * 2
+        assert answer.tokens["retention"] == 1.0
+        assert answer.flops["prefill"] == answer.flops["full_prefill"] > 0
+        assert not answer.warnings
+    assert answers[0].id != answers[1].id
+
+
+def test_the_text_is_told_piece_by_piece_under_its_questions_number(two):
+    answers, told = two
+    assert [i for i, _ in told] == sorted(i for i, _ in told)
+    for i, answer in enumerate(answers):
+        assert "".join(text for which, text in told if which == i).strip() == answer.answer
+
+
+def test_stages_add_up_to_the_wall_time_and_hold_the_shared_ones(two):
+    answers, _ = two
+    for answer in answers:
+        stages = {name: s for name, s in answer.stages.items() if name != "select_in_llm"}
+        assert sum(stages.values()) == pytest.approx(answer.wall_s, rel=0.05, abs=0.02)
+        assert answer.time_to_first_token_s <= answer.wall_s
+        for name in ("probe", "decode_video", "decode_audio", "encode_video", "encode_audio", "prefill", "generate"):
+            assert answer.stages[name] > 0, name
+    assert answers[0].stages["encode_video"] == answers[1].stages["encode_video"]
+
+
+def test_what_was_timed_before_is_in_the_stages(folder, model):
+    clock = StageClock()
+    clock.start -= 5.0
+    clock.busy["load"] += 5.0
+    (answer,) = ask(folder / "film.mp4", model, questions=QUESTIONS[:1], clock=clock)
+    assert answer.stages["load"] == pytest.approx(5.0) and answer.wall_s > 5.0
+
+
+def test_same_inputs_give_the_same_object(folder, model):
+    settings = ("method=random", "random.retention=0.4", "generate.temperature=1", "generate.seed=3")
+    first, second = (ask(folder / "film.mp4", model, *settings) for _ in range(2))
+    assert [stable(a) for a in first] == [stable(a) for a in second]
+    assert first[0].tokens["retention"] == pytest.approx(0.4, abs=0.02)
+    (changed, _) = ask(folder / "film.mp4", model, *settings[:3], "generate.seed=4")
+    assert changed.id != first[0].id
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "warning"),
+    [
+        ("silent.mp4", (), "no sound track"),
+        ("sound.wav", (), "no pictures; answered from the sound only"),
+        ("film.mp4", ("media.audio=off",), "the sound was not used"),
+        ("film.mp4", ("media.start=1", "media.end=3"), "video used 2.0 of 4.0 s"),
+        ("film.mp4", ("media.start=1", "media.end=3"), "audio used 2.0 of 4"),
+    ],
+)
+def test_what_was_not_used_is_warned_of(folder, model, name, settings, warning):
+    (answer,) = ask(folder / name, model, *settings, questions=QUESTIONS[:1])
+    assert any(line.startswith(f"{name}: ") and warning in line for line in answer.warnings), answer.warnings
+
+
+def test_a_film_without_sound_is_refused_where_sound_was_insisted_on(folder, model):
+    for setting in ("media.require_audio=true", "media.audio=on"):
+        with pytest.raises(MediaError, match=r"silent\.mp4: no sound track; .*--require-audio"):
+            ask(folder / "silent.mp4", model, setting)
+    assert ask(folder / "film.mp4", model, "media.require_audio=true")
+
+
+def test_nothing_beyond_the_end(folder, model):
+    with pytest.raises(MediaError, match="nothing from 60 s on"):
+        ask(folder / "film.mp4", model, "media.start=60")
+
+
+def test_what_does_not_fit_the_context_is_refused_with_the_knobs_that_help(folder, model, two, monkeypatch):
+    tokens = two[0][0].tokens
+    length = tokens["video"]["kept"] + tokens["audio"]["kept"] + tokens["text"]
+    monkeypatch.setattr(model, "max_position", length + 4)
+    assert len(ask(folder / "film.mp4", model, questions=QUESTIONS[:1])) == 1
+    monkeypatch.setattr(model, "max_position", length + 3)
+    with pytest.raises(MemoryLimitError) as error:
+        ask(folder / "film.mp4", model, questions=QUESTIONS[:1])
+    for words in (f"{length:,} tokens", f"{length + 3:,}", "--preset", "--fps", "--start", "--end"):
+        assert words in str(error.value)
+
+
+def test_positions_beyond_what_the_model_was_trained_on_are_warned_of(folder, model, monkeypatch):
+    monkeypatch.setattr(model, "max_position", 80)
+    settings = ("method=random", "random.tokens=8")
+    (answer,) = ask(folder / "film.mp4", model, *settings, questions=["?"])
+    assert any("was trained up to 80" in line for line in answer.warnings), answer.warnings
