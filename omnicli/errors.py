@@ -51,7 +51,7 @@ class ConfigError(OmniError):
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """Return a hint naming the nearest known names: ``"; did you mean a, b?"``, or the list of all when none is near."""
+    """Return a hint naming the nearest known names (``"; did you mean a, b?"``), or all of them when none is near."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:

@@ -92,13 +92,35 @@ def load_parts(model: Any, out: Path, parts: Sequence[str]) -> None:
             module.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
 
 
+CARD = {
+    "honesty": (
+        "pocket is a small model trained on generated films: it reads six-digit numbers shown in a box or spoken, and "
+        "tells which coloured figure speaks first or last; questions across the senses it answers poorly, and about "
+        "any other film its answers mean nothing"
+    ),
+    "architecture": "Qwen2_5OmniThinkerForConditionalGeneration, trained from nothing",
+    "asked_as": [
+        "What is the secret number?", "What number is shown?", "What number is spoken?", "Who speaks last?",
+        "Who speaks first?", "What colour is the shape when the bell is heard?",
+        "What sound is heard when the red square appears?", "Is there a green circle?",
+    ],
+    "trained_on": (
+        "omnicli.train.world: procedural backgrounds, one caption font, espeak-ng voices speaking singly synthesised "
+        "words, tones, music; held-out films differ in seeds and in four voices never trained on"
+    ),
+    "trained_by": "omni train pocket (stages pictures, sounds, answers, scorer, export)",
+}  # fmt: skip
+
+
 def export(model: Any, out: Path, folder: Path) -> None:
-    """Write the model and, if trained, its AVOC scorer as a checkpoint folder."""
+    """Write the model, its card without scores and, if trained, its AVOC scorer as a checkpoint folder."""
+    import json
     import shutil
 
     from omnicli.train import pocket_model as arch
 
     arch.save_folder(model, folder)
+    (folder / "card.json").write_text(json.dumps({**CARD, "scores": []}, indent=1) + "\n")
     scorer = out / "avoc_scorer.safetensors"
     if scorer.exists():
         shutil.copyfile(scorer, folder / scorer.name)

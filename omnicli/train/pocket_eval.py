@@ -52,6 +52,7 @@ def evaluate(
     first: int = 0,
     fps: float = 4.0,
     blank: str | None = None,
+    ask: Sequence[str] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Ask held-out films through `omnicli.pipeline.ask`.
@@ -66,6 +67,8 @@ def evaluate(
         Frames per second of the rendered container.
     blank : {"pictures", "sound", None}
         Write films without that sense, to see which questions need it.
+    ask : sequence of str
+        Only questions that begin with one of these; empty: all.
 
     Returns
     -------
@@ -82,13 +85,14 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="omni-eval-") as folder:
         for index in range(first, first + films):
             film = held_out_film(index, seconds)
+            questions = [q for q in film.questions if not ask or q.text.startswith(tuple(ask))]
             path = Path(folder) / f"film-{index}.mp4"
             rendering.write_film(_blanked(film, blank), path, fps=fps)
             for which, config in enumerate(configs):
                 begin = time.perf_counter()
-                answers = pipeline.ask(path, [q.text for q in film.questions], config, model)
+                answers = pipeline.ask(path, [q.text for q in questions], config, model)
                 spent[which] += time.perf_counter() - begin
-                for question, answer in zip(film.questions, answers, strict=True):
+                for question, answer in zip(questions, answers, strict=True):
                     count = tallies[which].setdefault(question.task, [0, 0])
                     count[0] += answer.answer == question.answer
                     count[1] += 1
@@ -134,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--preset", action="append", help="NAME or NAME:key=value,key=value; repeatable")
     parser.add_argument("--blank", choices=("pictures", "sound"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--ask", action="append", help="only questions beginning so; repeatable")
+    parser.add_argument("--out", type=Path, help="write the report here as well")
+    parser.add_argument("--card", type=Path, help="enter the rates into this card.json")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -145,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin = time.time()
     results = evaluate(
         load_model(options.model), options.seconds, options.films, presets, first=options.first, blank=options.blank,
+        ask=options.ask or (),
         log=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     report = {
@@ -158,7 +165,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n")
+    if options.card:
+        enter(options.card, report)
     print(text)
+
+
+def enter(card: Path, report: dict[str, Any]) -> None:
+    """Enter a report's rates into a model card, in place of older ones at the same length and settings."""
+    content = json.loads(card.read_text())
+    for result in report["results"]:
+        if result["blank"] is not None:
+            continue
+        same = {"seconds": result["seconds"], "preset": result["preset"], "set": result["set"]}
+        kept = [s for s in content["scores"] if {k: s[k] for k in same} != same]
+        rates = {
+            task: f"{r['right']}/{r['total']} = {100 * r['rate']:.0f} % [{100 * r['low']:.0f}, {100 * r['high']:.0f}]"
+            for task, r in result["rates"].items()
+        }
+        facts = {"date": report["date"], "machine": report["machine"], "command": report["command"]}
+        content["scores"] = [*kept, same | {"exact_match": rates} | facts]
+    card.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Stage two of the pocket model: the LLM on composed clips of encoded tokens, with dense auxiliary losses.
 
-What makes six tiny layers learn to read a number out of a thousand tokens is supervision in the middle: a digit's
-place in its number at the digit itself after layer 2, a speaker's colour at the speech tokens after layer 2, the
-whole answer at the question's tokens after layer 4. The auxiliary heads are thrown away.
+What makes six tiny layers learn to read a number out of a thousand tokens is supervision in the middle. After layer
+2: a digit's place in its number, at the digit; a speaker's colour, at the speech. After layer 4: which turn it is, at
+the speech; the whole answer, at the question's tokens. The auxiliary heads are thrown away.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from omnicli.train import pocket_batches as batches
 from omnicli.train import pocket_clips as clips
 from omnicli.train import pocket_data as data
 from omnicli.train import pocket_model as arch
+from omnicli.train import pocket_pool as pool_room
 from omnicli.train.optim import MasterAdamW, load_checkpoint, save_checkpoint
 
 TAPS = (1, 3)
@@ -32,12 +34,15 @@ class AnswerHeads(nn.Module):
         super().__init__()
         self.place = nn.Linear(arch.HIDDEN, clips.NO_PLACE + 1)
         self.speaker = nn.Linear(arch.HIDDEN, data.NO_COLOUR)
+        self.turn = nn.Linear(arch.HIDDEN, clips.MOST_TURNS)
         self.digits = nn.Linear(arch.HIDDEN, 60)
         self.colour = nn.Linear(arch.HIDDEN, data.NO_COLOUR)
 
 
-def answer_loss(model: Any, heads: AnswerHeads, batch: dict[str, Tensor], aux: float) -> tuple[Tensor, dict[str, float]]:
-    """Return the weighted loss of a batch from `pocket_clips.collate` and what is worth watching."""
+def answer_loss(
+    model: Any, heads: AnswerHeads, batch: dict[str, Tensor], aux: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the weighted loss of a batch from `pocket_batches.collate` and what is worth watching."""
     text = model.model.language_model
     embeds = text.embed_tokens(batch["ids"])
     embeds = torch.where(batch["is_media"][..., None], batch["features"].to(embeds.dtype), embeds)
@@ -59,9 +64,9 @@ def answer_loss(model: Any, heads: AnswerHeads, batch: dict[str, Tensor], aux: f
     for name, mask in (("number", numeric), ("colour", who), ("other", ~numeric & ~who)):
         if bool(mask.any()):
             seen[name] = float(right[mask].float().mean())
-    for name, hidden_at in (("place", early), ("speaker", early)):
+    for name, hidden_at in (("place", early), ("speaker", early), ("turn", late)):
         label = batch[name]
-        on = (label >= 0) & (label != (clips.NO_PLACE if name == "place" else -1))
+        on = (label >= 0) & ((label != clips.NO_PLACE) if name == "place" else True)
         if bool(on.any()):
             out = getattr(heads, name)(hidden_at[on]).float()
             loss = loss + 0.5 * aux * F.cross_entropy(out, label[on])
@@ -91,26 +96,28 @@ def train_llm(
     """
     for module in (model.model.visual, model.model.audio_tower):
         module.requires_grad_(False)
-    trained = nn.ModuleDict({"text": model.model.language_model, "head": model.lm_head, "heads": AnswerHeads().to(torch.bfloat16)})
+    trained = nn.ModuleDict(
+        {"text": model.model.language_model, "head": model.lm_head, "heads": AnswerHeads().to(torch.bfloat16)}
+    )
     heads: Any = trained["heads"]
     optimiser = MasterAdamW(trained.named_parameters(), lr=peak)
     path = folder / "answers.pt"
     state = load_checkpoint(path, trained, optimiser)
     step, total = int(state.get("step", 0)), rounds * steps
-    pools: list[clips.Pool] = []
+    pools: list[pool_room.Pool] = []
     tokenizer = arch.build_tokenizer()
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     while step < total and (until is None or time.time() < until):
         turn = step // steps
         stored = folder / f"pool-{turn}.pt"
         if stored.exists():
-            fresh = clips.Pool.load(stored)
+            fresh = pool_room.Pool.load(stored)
         else:
-            fresh = clips.make_pool(model, pairs, sounds, seed + 1000 * (turn + 1), workers=2, log=log)
+            fresh = pool_room.make_pool(model, pairs, sounds, seed + 1000 * (turn + 1), workers=2, log=log)
             fresh.save(stored)
         pools = [*pools, fresh][-keep_pools:]
-        pool = clips.Pool.join(pools)
-        source = clips.Clips(pool, seed + step, lambda text: tokenizer.encode(text), stop)
+        pool = pool_room.Pool.join(pools)
+        source = batches.Clips(pool, seed + step, tokenizer.encode, stop)
         loader = iter(DataLoader(source, batch_size=None, num_workers=workers, prefetch_factor=6))
         seen: dict[str, float] = {}
         clock = time.perf_counter()
@@ -125,7 +132,11 @@ def train_llm(
             if step % 50 == 0:
                 rate = 50 / (time.perf_counter() - clock)
                 clock = time.perf_counter()
-                log(f"answers {step}/{total} " + " ".join(f"{k} {v:.3f}" for k, v in seen.items()) + f" ({rate:.2f} steps/s)")
+                log(
+                    f"answers {step}/{total} "
+                    + " ".join(f"{k} {v:.3f}" for k, v in seen.items())
+                    + f" ({rate:.2f} steps/s)"
+                )
             stopping = until is not None and time.time() > until
             if step % 250 == 0 or step == total or stopping:
                 save_checkpoint(path, trained, optimiser, {"step": step, "seen": seen})

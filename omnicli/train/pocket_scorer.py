@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from omnicli.compress.avoc import SCORER_FILE, Projections, scores
-from omnicli.train import pocket_clips as clips
 from omnicli.train import pocket_model as arch
+from omnicli.train.pocket_batches import Clips
+from omnicli.train.pocket_pool import make_pool
 
 _LEAK = 1e-4  # weight of a dropped token's key: small enough to be dropped, large enough to have a gradient
 
@@ -104,11 +105,11 @@ def train_scorer(
     torch.manual_seed(seed)
     scorer = Scorer()
     optimiser = torch.optim.AdamW(scorer.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
-    pool = clips.make_pool(model, max(640, int(4000 * scale)), max(300, int(1500 * scale)), seed + 77, log=log)
+    pool = make_pool(model, max(640, int(4000 * scale)), max(300, int(1500 * scale)), seed + 77, log=log)
     tokenizer = arch.build_tokenizer()
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    sizes = (((10, 400, False), (4, 1000, True)), (0.7, 0.3))
-    source = clips.Clips(pool, seed + 78, tokenizer.encode, stop, sizes)
+    sizes, shares = ((10, 400, False), (4, 1000, True)), (0.7, 0.3)
+    source = Clips(pool, seed + 78, tokenizer.encode, stop, sizes=sizes, shares=shares)
     loader = iter(DataLoader(source, batch_size=None, num_workers=1, prefetch_factor=4))
     generator = torch.Generator().manual_seed(seed)
     seen: dict[str, float] = {}

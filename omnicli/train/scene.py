@@ -90,10 +90,10 @@ def caption_look(seed: int) -> CaptionLook:
     dark = rng.random() < 0.85
     ink = rng.integers(215, 256, 3) if dark else rng.integers(0, 40, 3)
     box = rng.integers(0, 50, 3) if dark else rng.integers(205, 256, 3)
-    size = float(rng.integers(19, 26))  # few distinct values: glyphs are cached
+    size = float(rng.integers(23, 28))  # digits a sixth of the frame high; few distinct values: glyphs are cached
     return CaptionLook(
         size=size,
-        advance=size * rng.uniform(0.62, 0.72) + 1.0,
+        advance=size * rng.uniform(0.6, 0.7) + 0.5,
         stroke=float(rng.choice((0.0, 0.35, 0.7))),
         stretch=float(rng.choice((0.95, 1.0, 1.05, 1.1))),
         ink=_rgb(ink),
