@@ -217,7 +217,9 @@ def _add_conversation(script: _Script) -> None:
     talks.sort(key=lambda pair: pair[0].start_s)
     if len(talks) > 1:
         for text, (said, who) in (("Who speaks last?", talks[-1]), ("Who speaks first?", talks[0])):
-            script.questions.append(Question(text, who, "who", (said.start_s, said.end_s)))
+            script.questions.append(
+                Question(text, who, "who" if text.endswith("last?") else "who first", (said.start_s, said.end_s))
+            )
 
 
 def _add_ringing_shapes(script: _Script) -> None:
