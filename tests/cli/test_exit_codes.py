@@ -86,7 +86,8 @@ def test_a_reader_that_goes_away_is_no_error_message():
 
 def test_ctrl_c_ends_with_130(film):
     script = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored\n"
         "from omnicli.cli.main import main\n"
         "print('ready', file=sys.stderr, flush=True)\n"
         "main(sys.argv[1:])\n"
