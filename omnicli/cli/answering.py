@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 POCKET_FOLDER = Path(__file__).resolve().parent.parent / "models" / "pocket"
 HONESTY = (
-    "pocket is a small model trained on generated films: it reads captioned and spoken numbers and tells who speaks, "
-    "which sound is heard and which shape appears; for anything else choose a real model (omni models list)"
+    "pocket is a small model trained on generated films: it reads captioned and spoken numbers and tells who speaks "
+    "first or last; for anything else choose a real model (omni models list)"
 )
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnicli.models.dummy import SPECIAL_TOKENS
+
 WIDTH, HEIGHT = 196, 112
 PATCH, MERGE = 14, 2
 GRID = (HEIGHT // PATCH, WIDTH // PATCH)  # patches: 8 x 14
@@ -25,15 +27,6 @@ HIDDEN = 192
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-SPECIAL = {
-    "image_token": "<|IMAGE|>",
-    "audio_token": "<|AUDIO|>",
-    "video_token": "<|VIDEO|>",
-    "vision_bos_token": "<|vision_bos|>",
-    "vision_eos_token": "<|vision_eos|>",
-    "audio_bos_token": "<|audio_bos|>",
-    "audio_eos_token": "<|audio_eos|>",
-}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -55,7 +48,7 @@ def build_tokenizer() -> Any:
     tokenizer = Qwen2Tokenizer(
         vocab={c: i for i, c in enumerate(chars)},
         merges=[],
-        model_specific_special_tokens=SPECIAL,
+        model_specific_special_tokens=SPECIAL_TOKENS,
         extra_special_tokens=["<|im_start|>", "<|im_end|>"],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -69,7 +62,7 @@ def build_model(seed: int = 0) -> Any:
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
     tokenizer = build_tokenizer()
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL.items()}
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
     unnamed = {  # known to checkpoints and the model's code, not to the signature of the configuration
         "audio_token_id": ids["audio_token"],
         "image_token_id": ids["image_token"],

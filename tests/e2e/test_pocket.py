@@ -19,7 +19,7 @@ def rates(pocket, seconds, films, presets, **options):
 
 
 def test_half_a_minute_is_answered_well_from_all_tokens(pocket):
-    """The card's rates are over 85 %; eight films have to give three quarters, which luck does not."""
+    """The card's rates are 80 % and more; eight films have to give three quarters, which luck does not."""
     (found,) = rates(pocket, 30, 8, [("full", [])])
     for task in ("caption", "spoken", "who"):
         right, total = found[task]
