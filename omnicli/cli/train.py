@@ -53,6 +53,9 @@ def pocket(
         float | None,
         typer.Option("--minutes", metavar="N", min=0, help="Stop the longest stage (answers) after so long."),
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Go on from the weights in this folder.")
+    ] = None,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Train the pocket model from nothing on generated films.
@@ -65,4 +68,4 @@ def pocket(
     if unknown:
         raise UsageError(f"no stage called {unknown[0]!r}{near_names(unknown[0], room.STAGES)}")
     stages = tuple(s for s in room.STAGES if stage is None or s in stage)
-    room.main(out, stages, scale=scale, seed=seed, threads=threads, minutes=minutes)
+    room.main(out, stages, scale=scale, seed=seed, threads=threads, minutes=minutes, start=start)

@@ -25,6 +25,7 @@ def main(
     seed: int = 0,
     threads: int = 2,
     minutes: float | None = None,
+    start: str | Path | None = None,
 ) -> None:
     """Run the named stages; each resumes from its checkpoint in ``out`` where it stopped.
 
@@ -38,6 +39,9 @@ def main(
         CPU threads of the network; one more process renders samples.
     minutes : float or None
         Stop ``answers`` cleanly after so long; a later run goes on.
+    start : path or None
+        Folder of weights to go on from (such as `FOLDER`) instead of from nothing: the curriculum of the picture
+        tower shrinks to its last stage, and the LLM learns at a gentler rate.
     """
     import torch
 
@@ -50,11 +54,14 @@ def main(
     log = _logger(out)
     until = None if minutes is None else time.time() + 60 * minutes
     model = arch.build_model(seed).to(torch.bfloat16)
+    if start is not None:
+        arch.load_weights(model, Path(start))
     visual, tower = model.model.visual, model.model.audio_tower
     for stage in stages:
         if stage == "pictures":
             heads: Any = towers.PictureHeads(visual.blocks[0].attn.dim).to(torch.bfloat16)
-            towers.train_tower(visual, heads, towers.picture_stages(visual, heads, seed, scale), out, stage, log=log)
+            curriculum = towers.picture_stages(visual, heads, seed, scale)
+            towers.train_tower(visual, heads, curriculum[-1:] if start else curriculum, out, stage, log=log)
             continue
         if stage == "sounds":
             heads = towers.SoundHeads().to(torch.bfloat16)
@@ -63,8 +70,9 @@ def main(
         load_parts(model, out, ("pictures", "sounds") if stage == "answers" else ("pictures", "sounds", "answers"))
         if stage == "answers":
             pocket_llm.train_llm(
-                model, out, rounds=4, steps=max(1, int(3000 * scale)), pairs=max(640, int(16_000 * scale)),
-                sounds=max(400, int(6_000 * scale)), peak=1.5e-3, seed=seed, until=until, log=log,
+                model, out, rounds=3 if start else 4, steps=max(1, int(3000 * scale)),
+                pairs=max(640, int(16_000 * scale)), sounds=max(400, int(6_000 * scale)),
+                peak=1e-3 if start else 1.5e-3, seed=seed, until=until, log=log,
             )  # fmt: skip
         elif stage == "scorer":
             pocket_scorer.train_scorer(model, out, steps=max(2, int(400 * scale)), seed=seed, scale=scale, log=log)

@@ -26,6 +26,8 @@ NO_PLACE = 6
 COLOUR_NAMES = tuple(world.COLOURS)
 NO_COLOUR, NO_SHAPE, NO_SOUND = len(COLOUR_NAMES), len(world.SHAPES), len(world.SOUNDS)
 STRETCH_BLOCKS = 4
+WARP = (0.88, 1.14)
+"""Training voices are played this much slower to faster, so that voices never heard are understood."""
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -207,7 +209,7 @@ def sound_stretch(rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np
             event = world.Event(
                 "voice", at, at, " ".join(words), seed=int(rng.integers(1 << 30)), voice=str(rng.choice(voices))
             )
-            said, spans = soundscape.voice_wave(event)
+            said, spans = soundscape.warped(*soundscape.voice_wave(event), at, float(rng.uniform(*WARP)))
             soundscape.mix(wave, said, at)
             for word, a, b in spans:
                 first, last = int(np.ceil(a * 25 - 0.3)), int(np.floor(b * 25 + 0.3))

@@ -25,6 +25,7 @@ from omnicli.train import pocket_pool as pool_room
 from omnicli.train.optim import MasterAdamW, load_checkpoint, save_checkpoint
 
 TAPS = (1, 3)
+NOISE = 0.1
 
 
 class AnswerHeads(nn.Module):
@@ -45,7 +46,9 @@ def answer_loss(
     """Return the weighted loss of a batch from `pocket_batches.collate` and what is worth watching."""
     text = model.model.language_model
     embeds = text.embed_tokens(batch["ids"])
-    embeds = torch.where(batch["is_media"][..., None], batch["features"].to(embeds.dtype), embeds)
+    features = batch["features"]
+    features = features + torch.randn_like(features) * (NOISE * features.std())  # against learning samples by heart
+    embeds = torch.where(batch["is_media"][..., None], features.to(embeds.dtype), embeds)
     length = embeds.shape[1]
     bias = torch.full((length, length), -1e4).triu(1)[None, None] + batch["logm"][:, None, None, :]
     bias = bias.masked_fill(~batch["valid"][:, None, None, :], -1e4).to(embeds.dtype)

@@ -130,6 +130,15 @@ def save_folder(model: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1) + "\n")
 
 
+def load_weights(model: Any, folder: Path) -> None:
+    """Load the weights of a folder that `save_folder` wrote into ``model``, in the model's own precision."""
+    from omnicli.errors import ModelError
+
+    if not (folder / "model.safetensors").is_file():
+        raise ModelError(f"{folder}: no weights to go on from")
+    model.load_state_dict(type(model).from_pretrained(folder, local_files_only=True).state_dict())
+
+
 # --- batched tower passes -------------------------------------------------------------------------------------------
 
 

@@ -111,11 +111,12 @@ def _sound_unit(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) ->
         words = world.number_words("".join(map(str, digits))) if kind == "utterance" else world.chatter(rng, 2, 7)
         voice = str(rng.choice(voices))
         event = world.Event("voice", 0, 0, words, seed=int(rng.integers(1 << 30)), voice=voice)
-        said, _ = soundscape.voice_wave(event)
+        factor = float(rng.uniform(*data.WARP))
+        said, _ = soundscape.warped(*soundscape.voice_wave(event), 0.0, factor)
         room = n / speech.SAMPLE_RATE - len(said) / speech.SAMPLE_RATE
         start = float(rng.uniform(0, min(2.0, max(0.0, room))))
         event = world.Event("voice", start, start, words, seed=event.seed, voice=voice)
-        said, spans = soundscape.voice_wave(event)
+        said, spans = soundscape.warped(*soundscape.voice_wave(event), start, factor)
         soundscape.mix(wave, said, start)
         inside = np.zeros(blocks * arch.BLOCK_TOKENS, np.int64)
         for _, a, b in spans:

@@ -112,12 +112,13 @@ def sound_loss(tower: Any, heads: SoundHeads, batch: dict[str, Tensor]) -> tuple
     )
     at_centre = batch["centre"] > 0
     rings = batch["sound"] != data.NO_SOUND
-    return loss, {
-        "centre_digit": float((digit.argmax(-1)[at_centre] == batch["digit"][at_centre]).float().mean()),
-        "centre_found": float((heads.centre(tokens).squeeze(-1)[at_centre] > 0).float().mean()),
-        "sound": float((sound.argmax(-1)[rings] == batch["sound"][rings]).float().mean()),
-        "speech": float(((heads.speech(tokens).squeeze(-1) > 0) == (batch["speech"] > 0)).float().mean()),
-    }
+    seen = {"speech": float(((heads.speech(tokens).squeeze(-1) > 0) == (batch["speech"] > 0)).float().mean())}
+    if bool(at_centre.any()):
+        seen["centre_digit"] = float((digit.argmax(-1)[at_centre] == batch["digit"][at_centre]).float().mean())
+        seen["centre_found"] = float((heads.centre(tokens).squeeze(-1)[at_centre] > 0).float().mean())
+    if bool(rings.any()):
+        seen["sound"] = float((sound.argmax(-1)[rings] == batch["sound"][rings]).float().mean())
+    return loss, seen
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -22,8 +22,8 @@ CHATTER = (
 )  # fmt: skip
 TRAIN_VOICES = tuple(
     f"{accent}{variant}"
-    for accent in ("en-us", "en-gb-x-rp", "en-gb-scotland")
-    for variant in ("", "+m1", "+m3", "+m4", "+m7", "+f1", "+f2", "+f5")
+    for accent in ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan")
+    for variant in ("", "+m1", "+m3", "+m4", "+m6", "+m7", "+m8", "+f1", "+f2", "+f5")
 )
 HELD_OUT_VOICES = ("en-us+m2", "en-gb-scotland+f3", "en-gb-x-rp+m5", "en-us+f4")
 
