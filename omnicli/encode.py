@@ -80,8 +80,9 @@ def encode(
             )
     if not pieces and not sounds:
         raise MediaError(f"{info.path}: no picture and no sound between {start:g} s and {end:g} s")
+    laid_out = times if settings.clock == "true" else [start + i / model.nominal_fps for i in range(len(times))]
     with clock.stage("preprocess"):
-        clip = model.assemble(pieces, times, sounds, start, end)
+        clip = model.assemble(pieces, laid_out, sounds, start, end)
     used = _used(job, times, sounds, size)
     return Encoded(clip, used, tuple(_warnings(info, settings, used, seen, heard)))
 
@@ -129,6 +130,9 @@ def _sound(job: _Job, stats: DecodeStats) -> list[EncodedAudio]:
     info, model, clock, span = job.info, job.model, job.clock, job.span
     if info.audio is None or info.audio_span is None or span[0] >= info.audio_span[1]:
         return []
+
+    if job.settings.audio_limit is not None:
+        span = (span[0], min(span[1], span[0] + job.settings.audio_limit))
 
     def blocks(stats: DecodeStats | None) -> Iterator[np.ndarray]:
         return timed(audio.read_audio(info, *span, stats=stats), clock, "decode_audio")

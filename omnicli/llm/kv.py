@@ -75,13 +75,19 @@ class KVCache:
         self._lengths[layer] = stop
         return k[:, :, :stop], v[:, :, :stop]
 
-    def keep(self, layer: int, indices: Tensor) -> None:
-        """Keep the tokens at ascending ``indices`` (m,) int64 of one layer and drop the others."""
+    def keep(self, layer: int, indices: Tensor, capacity: int | None = None) -> None:
+        """Keep the tokens at ascending ``indices`` (m,) int64 of one layer and drop the others.
+
+        ``capacity`` in tokens: what stays is moved into buffers of that size and the larger ones are freed.
+        """
         m = indices.numel()
         if self._keys[layer] is not None:
-            k, v = self._buffers(layer)
-            k[:, :, :m] = k.index_select(2, indices)
-            v[:, :, :m] = v.index_select(2, indices)
+            k, v = (t.index_select(2, indices) for t in self._buffers(layer))
+            self._lengths[layer] = 0
+            if capacity is not None and capacity < self._capacity[layer]:
+                self._allocate(layer, max(1, capacity, m))
+            buffers = self._buffers(layer)
+            buffers[0][:, :, :m], buffers[1][:, :, :m] = k, v
         self._lengths[layer] = m
 
     def truncate(self, lengths: int | Sequence[int]) -> None:

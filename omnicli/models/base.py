@@ -32,9 +32,13 @@ if TYPE_CHECKING:
     from omnicli.llm.kv import KVCache
 
 SALIENCY = "saliency"
+PAIR_SALIENCY = "pair_saliency"
+POOLED_SALIENCY = "pooled_saliency"
 KEYS = "keys"
-CAPTURES = frozenset({SALIENCY, KEYS})
-"""Names that ``capture`` may hold; they fill the fields of the same names in `MediaTokens`."""
+CAPTURES = frozenset({SALIENCY, PAIR_SALIENCY, POOLED_SALIENCY, KEYS})
+"""Names that ``capture`` may hold. ``keys`` fills the field of its name in `MediaTokens`, the others (one at a time)
+fill ``saliency``: attention received by a picture's patches within their own frame group, within two consecutive ones
+(SEATS), or from the group's mean query (FastVID). Sound has one kind of saliency, within its windows."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,8 @@ class OmniModel(abc.ABC):
         Length of a temporal block in seconds.
     audio_tokens_per_s, positions_per_s : float
         Token rate of sound; rotary positions per second.
+    nominal_fps : float
+        Frames per second that the family's stock processor assumes when nobody tells it.
     frame_group : int
         Frames per token group (2 for Qwen2.5-Omni: pairs).
     pixel_unit : int
@@ -207,6 +213,7 @@ class OmniModel(abc.ABC):
     window_s: float
     audio_tokens_per_s: float
     positions_per_s: float
+    nominal_fps: float
     frame_group: int
     pixel_unit: int
     video_batch: int
@@ -320,6 +327,13 @@ class OmniModel(abc.ABC):
 
         Returns the new hidden states and, if asked, the attention of the last of the n queries to all keys
         (kv,) float32, mean over heads, sum 1.
+        """
+
+    @abc.abstractmethod
+    def query_attention(self, index: int, hidden: Tensor, rope: Any) -> Tensor:
+        """Return attention (n,) float32 of the last of ``hidden`` (n, D) to all, by layer ``index``'s projections.
+
+        The projections are applied to ``hidden`` as it is, whichever layer it comes from; mean over heads, sum 1.
         """
 
     @abc.abstractmethod

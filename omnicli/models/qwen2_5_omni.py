@@ -24,6 +24,8 @@ from omnicli.models import chat, layout
 from omnicli.models.attention import causal_attention, last_query_attention, received_attention
 from omnicli.models.base import (
     KEYS,
+    PAIR_SALIENCY,
+    POOLED_SALIENCY,
     SALIENCY,
     AudioEncoder,
     EncodedAudio,
@@ -84,6 +86,7 @@ class Qwen25Omni(OmniModel):
         self._patch = int(vision.patch_size)
         self.pixel_unit = self._patch * self._merge
         self.video_batch = 32
+        self.nominal_fps = 2.0
         self._mel_window, self._mel_bands = audio.n_window * 2, audio.num_mel_bins
         if any(kind != "full_attention" for kind in text.layer_types):
             raise ModelError(f"{name}: sliding-window LLM layers are not supported for Qwen2.5-Omni")
@@ -197,6 +200,13 @@ class Qwen25Omni(OmniModel):
             scale = visual.blocks[-1].attn.scaling
             got = [received_attention(_split(query, s), _split(key, s), scale).view(groups, -1) for s in spans]
             saliency = self._per_cell(torch.cat(got, 1).unsqueeze(-1), plan).flatten()
+        elif PAIR_SALIENCY in capture:
+            saliency = self._per_cell(_pair_attention(query, key, visual.blocks[-1].attn.scaling), plan).flatten()
+        elif POOLED_SALIENCY in capture:
+            pooled = key.unflatten(1, (-1, self._merge**2)).mean(2)
+            weights = torch.einsum("ghd,gchd->gch", query.float().mean(1), pooled.float())
+            weights = torch.softmax(weights * visual.blocks[-1].attn.scaling, 1).mean(2)
+            saliency = weights[:, plan.cells].flatten()
         if KEYS in capture:
             keys = self._per_cell(key.mean(2), plan)
         height, width = grid[0] // self._merge, grid[1] // self._merge
@@ -273,7 +283,7 @@ class Qwen25Omni(OmniModel):
         hidden = (hidden[:, 0:even:2] + hidden[:, 1:even:2]) / 2
         features = tower.proj(tower.ln_post(hidden)).flatten(0, 1)
         saliency = keys = None
-        if SALIENCY in capture:
+        if capture & {SALIENCY, PAIR_SALIENCY, POOLED_SALIENCY}:
             got = received_attention(query, key, tower.layers[-1].self_attn.scaling)
             saliency = got[:, :even].unflatten(1, (-1, 2)).mean(2).flatten()
         if KEYS in capture:
@@ -368,6 +378,17 @@ class Qwen25Omni(OmniModel):
         hidden = hidden + attn.o_proj(mixed.transpose(1, 2).reshape(n, -1))
         return hidden + block.mlp(block.post_attention_layernorm(hidden)), received
 
+    def query_attention(self, index: int, hidden: Tensor, rope: Any) -> Tensor:
+        """See `OmniModel.query_attention`."""
+        block = self._text.layers[index]
+        attn, n = block.self_attn, hidden.shape[0]
+        x = block.input_layernorm(hidden)
+        key = attn.k_proj(x).view(1, n, -1, self.head_dim).transpose(1, 2)
+        query = attn.q_proj(x[-1:]).view(1, 1, -1, self.head_dim).transpose(1, 2)
+        query, _ = stock.apply_rotary_pos_emb(query, query, *self.take(rope, slice(n - 1, n)))
+        _, key = stock.apply_rotary_pos_emb(key, key, *rope)
+        return last_query_attention(query, key, attn.scaling)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """See `OmniModel.logits`."""
         return self.thinker.lm_head(self._text.norm(hidden)).float()
@@ -382,6 +403,22 @@ class _VisionPlan:
     windows: list[tuple[int, int, int]]  # (begin, end, patches per window)
     cos: Tensor
     sin: Tensor
+
+
+def _pair_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Return attention (groups, patches, 1) received within two consecutive groups, which the tower never joins.
+
+    query, key (groups, patches, heads, d). Groups are paired as they come; an odd last one is alone.
+    """
+    groups = query.shape[0]
+    even = groups // 2 * 2
+    parts = [slice(0, even), slice(even, groups)]
+    got = []
+    for part, pair in zip(parts, (2, 1), strict=True):
+        if part.stop > part.start:
+            q, k = (x[part].reshape(-1, pair * x.shape[1], *x.shape[2:]).transpose(1, 2) for x in (query, key))
+            got.append(received_attention(q, k, scale))
+    return torch.cat([g.view(-1, query.shape[1]) for g in got]).unsqueeze(-1)
 
 
 def _split(x: Tensor, span: tuple[int, int, int]) -> Tensor:

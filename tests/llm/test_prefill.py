@@ -55,9 +55,17 @@ class Keep:
 
     plan: dict[int, float]
     needs: frozenset = frozenset()
+    late: int | None = None
+    keep_kv: bool = True
 
     def layers(self, depth):
         return tuple(self.plan)
+
+    def late_removal(self, depth):
+        return self.late
+
+    def keeps_kv(self):
+        return self.keep_kv
 
     def prune(self, layer, view):
         self.last = view
@@ -143,6 +151,72 @@ def test_pruned_with_ragged_caches_equals_the_masked_run(omni, plan):
     full, _, _ = read(omni, clip)
     assert (result.logits - full.logits).abs().max() > 1e-3  # the dropped tokens did matter
     assert clock.report()[0]["select_in_llm"] > 0
+
+
+@pytest.mark.parametrize("chunk", [2048, 50])
+def test_late_removal_is_the_masked_run_without_media(omni, chunk):
+    clip = clip_of(omni)
+    plan = {0: 0.5}
+    result, cache, given = read(omni, clip, Keep(plan, late=1), chunk=chunk)
+    text = given.embeds.shape[0] - len(clip.tokens)
+    half = max(1, round(0.5 * len(clip.tokens)))
+    assert result.by_layer == [[0, len(clip.tokens)], [1, half], [2, 0]] and result.kept.numel() == 0
+    assert cache.lengths == [text + len(clip.tokens), text + half, text, text]
+    n, span = given.embeds.shape[0], given.media_span
+    hidden, stack = given.embeds[None], omni.thinker.model.language_model
+    rope, alive = stack.rotary_emb(hidden, given.position_ids[:, None]), torch.ones(n, dtype=torch.bool)
+    with torch.no_grad():
+        for i, layer in enumerate(stack.layers):
+            mask = torch.ones(n, n, dtype=torch.bool).tril() & (alive[None] | torch.eye(n, dtype=torch.bool))
+            hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rope)
+            if i == 0:
+                alive[span] = False
+                alive[torch.linspace(0, len(clip.tokens) - 1, half).round().long() + span.start] = True
+            if i == 1:
+                alive[span] = False
+        expected = omni.thinker.lm_head(stack.norm(hidden[0, -1]))
+    assert (result.logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("late", "left"), [(None, None), (2, 0)])
+def test_forgetting_keys_leaves_every_layer_the_last_survivors_rows(omni, late, left):
+    clip = clip_of(omni)
+    plan = {0: 0.6, 1: 0.5}
+    kept, full, given = read(omni, clip, Keep(plan, late=late))
+    result, cache, _ = read(omni, clip, Keep(plan, late=late, keep_kv=False))
+    assert torch.equal(kept.logits, result.logits)  # what was read before is not affected
+    text, span = given.embeds.shape[0] - len(clip.tokens), given.media_span
+    assert cache.lengths == [text + len(result.kept)] * omni.depth
+    assert left is None or len(result.kept) == left
+    rows = torch.cat(
+        [torch.arange(span.start), result.kept + span.start, torch.arange(span.stop, given.embeds.shape[0])]
+    )
+    first = [buffer[:, :, : cache.lengths[0]] for buffer in cache._buffers(0)]
+    assert all(torch.equal(a, b[:, :, rows]) for a, b in zip(first, full._buffers(0), strict=True))
+    assert cache.nbytes < full.nbytes
+    for store, outcome in ((cache, result), (full, kept)):  # both can be gone on with
+        writing = generate(omni, store, outcome.logits, given.next_position, DecodeOptions(max_new_tokens=4))
+        writing.finish()
+        assert store.lengths[0] > 0 and writing.token_ids
+
+
+def test_attention_of_the_layers_output_is_its_projections_applied_again(omni):
+    clip = clip_of(omni)
+    pruner = Keep({2: 0.5}, needs=frozenset({"output_attention"}))
+    _, _, given = read(omni, clip, pruner, chunk=50)
+    text, hidden = omni.thinker.model.language_model, given.embeds[None]
+    rope = text.rotary_emb(hidden, given.position_ids[:, None])
+    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import apply_rotary_pos_emb
+
+    with torch.no_grad():
+        for layer in text.layers[:3]:
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rope)
+        x, n = layer.input_layernorm(hidden), hidden.shape[1]
+        q = layer.self_attn.q_proj(x).view(1, n, 4, 16).transpose(1, 2)
+        k = layer.self_attn.k_proj(x).view(1, n, 2, 16).transpose(1, 2).repeat_interleave(2, 1)
+        q, k = apply_rotary_pos_emb(q, k, *rope)
+        expected = torch.softmax(q[0, :, -1:] @ k[0].transpose(1, 2) * 16**-0.5, -1).mean(0)[0][given.media_span]
+    assert (pruner.last.attention - expected).abs().max() < 1e-4 * expected.max()
 
 
 def test_decoding_after_pruning_uses_the_original_positions(omni):

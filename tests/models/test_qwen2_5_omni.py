@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,8 +56,11 @@ def test_an_odd_last_frame_is_repeated(omni):
     )
 
 
-def reference_saliency(omni, pictures):
-    """Column means of the stock last block's softmax, taken with a hook; raster cells."""
+def reference_saliency(omni, pictures, pair=1, pooled=False):
+    """Column means of the stock last block's softmax, taken with a hook; raster cells.
+
+    ``pair`` consecutive frame pairs share a window; ``pooled``: the mean query to the mean keys of the cells.
+    """
     visual = omni.thinker.model.visual
     seen = {}
 
@@ -76,9 +81,14 @@ def reference_saliency(omni, pictures):
     q, k = (m(seen["x"]).view(n, attn.num_heads, -1) for m in (attn.q, attn.k))
     q, k = apply_rotary_pos_emb_vision(q, k, *seen["pos"])
     out = torch.zeros(n)
-    for a, b in zip(seen["cu"][:-1], seen["cu"][1:], strict=True):
+    borders = [*seen["cu"][:-1:pair], seen["cu"][-1]]
+    for a, b in itertools.pairwise(borders):
         weights = torch.softmax(torch.einsum("qhd,khd->hqk", q[a:b], k[a:b]) * attn.scaling, -1)
         out[a:b] = weights.mean(0).sum(0)
+        if pooled:
+            cells = k[a:b].unflatten(0, (-1, 4)).mean(1)
+            row = torch.softmax(torch.einsum("hd,chd->hc", q[a:b].mean(0), cells) * attn.scaling, -1).mean(0)
+            out[a:b] = row.repeat_interleave(4)
     index, _ = get_vision_window_index(grid, 2, visual.window_size, 14)
     back = torch.argsort(index)
     return out.view(-1, 4).mean(1)[back].detach(), k.mean(1).view(-1, 4, k.shape[-1]).mean(1)[back].detach()
@@ -93,6 +103,24 @@ def test_picture_saliency_and_keys_equal_the_stock_attention(omni):
     assert (got.keys - keys).abs().max() < 1e-5
     assert torch.allclose(got.saliency.view(2, -1).mean(1), torch.ones(2), atol=1e-5)
     assert omni.encode_video(pictures).saliency is None
+
+
+@pytest.mark.parametrize("frames", [8, 6, 2])
+def test_saliency_over_two_pairs_is_the_virtual_attention_of_both(omni, frames):
+    pictures = tiny.frames(frames, 112, 196)
+    got = omni.encode_video(pictures, frozenset({"pair_saliency"})).saliency
+    expected, _ = reference_saliency(omni, pictures, pair=2)
+    assert (got - expected).abs().max() < 1e-5
+    alone, _ = reference_saliency(omni, pictures)
+    assert frames == 2 or (expected - alone).abs().max() > 1e-2
+
+
+def test_saliency_by_the_mean_query(omni):
+    pictures = tiny.frames(6, 112, 196)
+    got = omni.encode_video(pictures, frozenset({"pooled_saliency"})).saliency
+    expected, _ = reference_saliency(omni, pictures, pooled=True)
+    assert (got - expected).abs().max() < 1e-5
+    assert torch.allclose(got.view(3, -1).sum(1), torch.ones(3), atol=1e-5)
 
 
 # ---- sound ----
