@@ -31,7 +31,15 @@ class Compressor:
     Attributes
     ----------
     needs : frozenset of str
-        What has to be captured for it: ``saliency``, ``keys`` (encoders), ``last_query_attention`` (LLM).
+        What has to be captured for it: ``saliency``, ``pair_saliency`` or ``pooled_saliency`` (one of them fills
+        ``MediaTokens.saliency``), ``keys`` (encoders); ``last_query_attention`` or ``output_attention`` (LLM). A
+        property where it depends on the settings.
+    selects_by : str
+        What it goes by, in a few words; for the documentation.
+    asks : bool
+        Whether the question changes its choice; for the documentation, and for what can be kept between questions.
+    adds : str
+        What the clean mode changes against the released code, and why; for the documentation.
     paper : str
         The source.
     name : str
@@ -43,8 +51,12 @@ class Compressor:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
+    selects_by: ClassVar[str] = ""
+    adds: ClassVar[str] = ""
     name: ClassVar[str] = ""
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+    asks: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -86,6 +98,21 @@ class Compressor:
         ``view`` is an `omnicli.llm.prefill.LayerView`.
         """
         raise NotImplementedError(f"{self.name} names layers to prune after but has no prune()")
+
+    def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
+        """Return the shares of picture and sound tokens that the settings ask for; None: they ask for none."""
+        return None
+
+    def late_removal(self, depth: int) -> int | None:
+        """Return the layer (0-based, of ``depth``) after which all media tokens go; None: never."""
+        return None
+
+    def keeps_kv(self) -> bool:
+        """Return whether layers keep keys and values of the tokens dropped after them, for what is generated to read.
+
+        Where they do, the cache holds every layer's own number of tokens; where not, only the last survivors'.
+        """
+        return True
 
     def params(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""

@@ -1,4 +1,4 @@
-"""How many tokens of each modality may stay. Pure arithmetic; knows no method and no tensor but two counts.
+"""How many tokens of each modality may stay. Pure arithmetic; knows no method.
 
 Either a number of tokens K, or a share (retention) of all tokens, both shared between picture and sound by ``split``,
 or a share per modality. AVOC uses K = 10240 and 2:1 (arXiv 2606.24286, section 4.2).
@@ -7,10 +7,12 @@ or a share per modality. AVOC uses K = 10240 and 2:1 (arXiv 2606.24286, section 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.compress.base import Compressor, counts
@@ -124,6 +126,119 @@ def share_of(retention: float, n: int) -> int:
     return min(n, max(1, math.floor(retention * n + 0.5)))
 
 
+def spread(total: int, sizes: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Share ``total`` tokens among groups in closed form: water-filling, exact, never above a group's size.
+
+    Every group gets ``min(size, level x weight)`` with the one level at which the shares add up; then whole tokens by
+    largest remainder, ties to the first group. With ``total`` at least the number of groups, none is left without.
+
+    Parameters
+    ----------
+    total : int
+        Tokens to share; more than there are means all.
+    sizes : Tensor (G,) int64
+        Tokens of each group.
+    weights : Tensor (G,)
+        Not negative; None: the sizes. Where all weights left are 0, the sizes serve.
+
+    Returns
+    -------
+    Tensor (G,) int64
+        On the CPU; its sum is ``min(total, sizes.sum())``.
+    """
+    size = sizes.to("cpu", torch.int64)
+    total = max(0, min(total, int(size.sum())))
+    base = torch.zeros_like(size)
+    if total >= size.numel():
+        base = size.clamp(max=1)
+    room, left = size - base, total - int(base.sum())
+    mass = (size if weights is None else weights.to("cpu")).double()
+    shares = _fill(float(left), room.double(), mass)
+    if float(shares.sum()) < left - 0.5:  # groups of weight 0 take what the others cannot
+        shares = shares + _fill(left - float(shares.sum()), (room - shares).clamp_min(0), size.double())
+    whole = torch.minimum(shares.floor().long(), room)
+    short = left - int(whole.sum())
+    order = torch.where(whole < room, whole - shares, torch.inf).argsort(stable=True)
+    while short > 0:  # once; again only where rounding left more than one token per group with room
+        chosen = order[:short]
+        chosen = chosen[whole[chosen] < room[chosen]]
+        whole[chosen] += 1
+        short -= chosen.numel()
+    return base + whole
+
+
+def _fill(total: float, room: Tensor, weight: Tensor) -> Tensor:
+    """Return ``min(room, level x weight)`` (G,) float64 adding up to ``total`` or, if that is too much, to the room."""
+    level = torch.where(weight > 0, room / weight.clamp_min(1e-300), torch.inf)
+    order = level.argsort(stable=True)
+    level, filled, mass = level[order], room[order].cumsum(0), weight[order]
+    after = mass.flip(0).cumsum(0).flip(0)  # weight of this group and all that fill later
+    need = (filled - room[order] + torch.where(level.isfinite(), level * after, torch.inf)) >= total
+    if not bool(need.any()):
+        return torch.where(weight > 0, room, torch.zeros_like(room))
+    at = int(need.long().argmax())
+    if float(after[at]) <= 0:
+        return torch.where(weight > 0, room, torch.zeros_like(room))
+    height = (total - float(filled[at] - room[order][at])) / float(after[at])
+    return torch.minimum(room, height * weight)
+
+
+def level_repair(shares: Tensor, sizes: Tensor, total: int) -> Tensor:
+    """Bring whole ``shares`` (G,) to ``total`` as SEATS's released loop does one token at a time, in closed form.
+
+    A surplus is taken from the largest share (the first of equal ones; shares of 1 stay), a lack is given to the
+    smallest share that has room (the first of equal ones). Stops where nothing can move. (SEATS, section 3)
+
+    Returns
+    -------
+    Tensor (G,) int64
+        On the CPU.
+    """
+    have, size = shares.to("cpu", torch.int64).clone(), sizes.to("cpu", torch.int64)
+    excess = int(have.sum()) - total
+    if excess > 0:  # cut to a level, then one more from the first at that level
+        low = torch.minimum(have, torch.ones_like(have))
+        level = _level(lambda x: int((have - have.clamp(max=x).maximum(low)).sum()) <= excess, 1, int(have.max()))
+        cut = have.clamp(max=level).maximum(low)
+        rest = excess - int((have - cut).sum())
+        first = torch.nonzero((cut == level) & (cut > 1)).flatten()[:rest]
+        cut[first] -= 1
+        return cut
+    lack = -excess
+    if lack > 0:
+        top = torch.maximum(size, have)
+        grown = lambda x: have.maximum(top.clamp(max=x))  # noqa: E731
+        high = int(top.max()) if top.numel() else 0
+        level = high - _level(lambda x: int((grown(high - x) - have).sum()) <= lack, 0, high)
+        out = grown(level)
+        rest = lack - int((out - have).sum())
+        first = torch.nonzero((out <= level) & (out < top)).flatten()
+        out[first[out[first] == level][:rest]] += 1
+        return out
+    return have
+
+
+def _level(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """Return the smallest x in low..high for which ``fits``, given that it holds from some x on."""
+    while low < high:
+        middle = (low + high) // 2
+        if fits(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def intact(budget: Budget, n_video: int, n_audio: int, floor: float = 0.05) -> Budget:
+    """Give sound all its tokens and pictures the rest of ``budget``, but pictures at least ``floor`` of theirs.
+
+    What the picture-only baselines do to stay comparable (SEATS, appendix B.2). The total stays.
+    """
+    least = min(n_video, budget.total, math.ceil(floor * n_video))
+    video = min(n_video, max(least, budget.total - n_audio))
+    return Budget(video, min(n_audio, budget.total - video))
+
+
 @dataclass(frozen=True)
 class Budgeted(Compressor):
     """A method with a token budget.
@@ -202,7 +317,10 @@ class Budgeted(Compressor):
             The settings leave nothing of what the clip holds.
         """
         have = counts(tokens)
-        n_video, n_audio = have["video"], have["audio"]
+        return self.budget_of(have["video"], have["audio"], mass)
+
+    def budget_of(self, n_video: int, n_audio: int, mass: tuple[float, float] | None = None) -> Budget:
+        """Return the budget of a clip of so many picture and sound tokens; see `budget`."""
         if n_video + n_audio == 0:
             return Budget(0, 0)
         if self.retention_video is not None or self.retention_audio is not None:
@@ -217,6 +335,11 @@ class Budgeted(Compressor):
             k = DEFAULT_TOKENS if self.tokens is None else self.tokens
         return split_tokens(k, n_video, n_audio, self._weights(n_video, n_audio, mass))
 
+    def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
+        """Return the budget as shares."""
+        budget = self.budget_of(n_video, n_audio)
+        return budget.video / max(1, n_video), budget.audio / max(1, n_audio)
+
     def _weights(self, n_video: int, n_audio: int, mass: tuple[float, float] | None) -> tuple[float, float]:
         if self.split == ADAPTIVE and mass is not None and sum(mass) > 0:
             return mass
@@ -225,4 +348,7 @@ class Budgeted(Compressor):
         return parse_ratio(self.split)
 
 
-__all__ = ["DEFAULT_TOKENS", "Budget", "Budgeted", "largest_remainder", "parse_ratio", "share_of", "split_tokens"]
+__all__ = [
+    "DEFAULT_TOKENS", "Budget", "Budgeted", "intact", "largest_remainder", "level_repair", "parse_ratio", "share_of",
+    "split_tokens", "spread",
+]  # fmt: skip

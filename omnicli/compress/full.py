@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from omnicli.compress.base import Compressor, everything
 from omnicli.types import MediaTokens, Query, Selection
@@ -11,6 +12,8 @@ from omnicli.types import MediaTokens, Query, Selection
 @dataclass(frozen=True)
 class Full(Compressor):
     """Keep every token."""
+
+    selects_by: ClassVar[str] = "nothing"
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Choose all tokens."""

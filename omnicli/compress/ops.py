@@ -26,6 +26,12 @@ def sums_by(features: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tenso
     return sums, torch.bincount(group, minlength=groups)
 
 
+def unit(features: Tensor, eps: float = 1e-8) -> Tensor:
+    """Return rows (..., D) as fp32 of length 1; ``eps`` is added to the length, so a zero row stays zero."""
+    rows = features.float()
+    return rows / (rows.norm(dim=-1, keepdim=True) + eps)
+
+
 def zscore(values: Tensor, where: Tensor) -> Tensor:
     """Return z-scores (n,) over the entries chosen by ``where`` (n,) bool, 0 at all others.
 
@@ -42,4 +48,4 @@ def zscore(values: Tensor, where: Tensor) -> Tensor:
     return torch.where(flat, zero, centred / torch.where(flat, torch.ones_like(variance), variance).sqrt())
 
 
-__all__ = ["CHUNK_BYTES", "row_chunks", "sums_by", "zscore"]
+__all__ = ["CHUNK_BYTES", "row_chunks", "sums_by", "unit", "zscore"]

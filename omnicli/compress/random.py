@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -22,6 +23,8 @@ class Random(Budgeted):
     """
 
     seed: int = 0
+
+    selects_by: ClassVar[str] = "chance"
 
     def problems(self) -> list[str]:
         """Return what is wrong with the fields."""

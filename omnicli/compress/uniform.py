@@ -8,6 +8,7 @@ evenly over the plane; its ranks are scrambled from picture to picture so that a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ _BITS = 8
 @dataclass(frozen=True)
 class Uniform(Budgeted):
     """Keep tokens evenly spaced in time and space."""
+
+    selects_by: ClassVar[str] = "even spacing in time and space"
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Choose evenly; the question plays no part."""

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
+import torch
 
 from omnicli.compress.avoc import Avoc
-from omnicli.compress.budget import Budget, Budgeted, largest_remainder, parse_ratio, share_of, split_tokens
+from omnicli.compress.budget import (
+    Budget,
+    Budgeted,
+    intact,
+    largest_remainder,
+    level_repair,
+    parse_ratio,
+    share_of,
+    split_tokens,
+    spread,
+)
+from omnicli.compress.published import reallocated
 from omnicli.compress.random import Random
 from omnicli.errors import ConfigError
 from tests.compress.clips import clip
@@ -109,3 +122,104 @@ def test_alternatives_are_fields():
     names = set(Budgeted.__dataclass_fields__)
     assert all(name in names for group in Budgeted.alternatives for name in group)
     assert parse_ratio("2:1") == (2.0, 1.0) and parse_ratio("0.5 : 1") == (0.5, 1.0)
+
+
+def one_at_a_time(shares, sizes, total):
+    """SEATS's repair loop."""
+    shares = list(shares)
+    while sum(shares) != total:
+        if sum(shares) > total:
+            largest = max((b for b in shares if b > 1), default=None)
+            if largest is None:
+                break
+            shares[shares.index(largest)] -= 1
+        else:
+            open_ = [b for b, n in zip(shares, sizes, strict=True) if b < n]
+            if not open_:
+                break
+            at = next(i for i, b in enumerate(shares) if b == min(open_) and b < sizes[i])
+            shares[at] += 1
+    return shares
+
+
+def test_repair_in_closed_form_is_the_loop():
+    rng = random.Random(0)
+    moved = 0
+    for _ in range(3000):
+        sizes = [rng.randint(1, 12) for _ in range(rng.randint(1, 9))]
+        shares = [rng.randint(0, n) for n in sizes]
+        total = rng.randint(0, 80)
+        expected = one_at_a_time(shares, sizes, total)
+        assert level_repair(torch.tensor(shares), torch.tensor(sizes), total).tolist() == expected
+        moved += expected != shares
+    assert moved > 2000
+
+
+def test_repair_of_a_thousand_windows_is_the_loop():
+    rng = random.Random(1)
+    sizes = [rng.randint(1, 300) for _ in range(1000)]
+    shares = [rng.randint(1, n) for n in sizes]
+    for total in (sum(shares) - 4000, sum(shares) + 4000):
+        expected = one_at_a_time(shares, sizes, total)
+        assert level_repair(torch.tensor(shares), torch.tensor(sizes), total).tolist() == expected
+
+
+def filled_by_bisection(total, sizes, weights):
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        level = (low + high) / 2
+        filled = sum(min(n, level * w) for n, w in zip(sizes, weights, strict=True))
+        low, high = (low, level) if filled > total else (level, high)
+    return [min(n, level * w) for n, w in zip(sizes, weights, strict=True)]
+
+
+def test_water_filling_is_exact_and_next_to_the_real_level():
+    rng = random.Random(2)
+    for case in range(600):
+        sizes = [rng.randint(1, 30) for _ in range(rng.randint(1, 12))]
+        weights = [rng.choice([0.01, 1, 5]) * rng.random() + 1e-3 for _ in sizes]
+        total = rng.randint(0, sum(sizes))
+        got = spread(total, torch.tensor(sizes), torch.tensor(weights, dtype=torch.float64)).tolist()
+        assert sum(got) == total and all(0 <= g <= n for g, n in zip(got, sizes, strict=True))
+        floor = 1 if total >= len(sizes) else 0
+        assert min(got) >= floor
+        real = filled_by_bisection(total - floor * len(sizes), [n - floor for n in sizes], weights)
+        assert all(abs(g - floor - r) < 1 + 1e-6 for g, r in zip(got, real, strict=True)), case
+        even = spread(total, torch.tensor(sizes)).tolist()
+        assert sum(even) == total and even == spread(total, torch.tensor(sizes), torch.tensor(sizes)).tolist()
+
+
+def test_water_filling_without_weight_or_room():
+    sizes = torch.tensor([3, 0, 5])
+    assert spread(0, sizes).tolist() == [0, 0, 0] and spread(99, sizes).tolist() == [3, 0, 5]
+    assert spread(4, torch.tensor([2, 8]), torch.tensor([0.0, 0.0])).sum() == 4
+    assert spread(9, torch.tensor([8, 8]), torch.tensor([0.0, 1.0])).tolist() == [1, 8]
+    assert spread(12, torch.tensor([8, 8]), torch.tensor([0.0, 1.0])).tolist() == [4, 8]
+    assert spread(3, torch.zeros(0, dtype=torch.int64)).tolist() == []
+
+
+def test_sound_intact_leaves_pictures_their_floor():
+    assert intact(Budget(30, 20), 100, 40) == Budget(10, 40)
+    assert intact(Budget(30, 5), 100, 40) == Budget(5, 30)
+    assert intact(Budget(30, 0), 100, 0) == Budget(30, 0)
+    assert intact(Budget(0, 7), 0, 40) == Budget(0, 7)
+    assert intact(Budget(90, 40), 100, 40) == Budget(90, 40)
+    for n_video, n_audio, video, audio in itertools.product((0, 1, 7, 300), (0, 1, 9, 200), (0, 1, 5), (0, 1, 4)):
+        given = Budget(min(video, n_video), min(audio, n_audio))
+        out = intact(given, n_video, n_audio)
+        assert out.total == given.total and out.video <= n_video and out.audio <= n_audio
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((0.30, 0.65), (0.2392, 1)),
+        ((0.20, 0.55), (0.1219, 1)),
+        ((0.10, 0.45), (0.05, 0.738)),
+        ((0.06, 0.35), (0.05, 0.4076)),
+    ],
+)
+def test_reallocation_gives_the_ratios_of_the_released_code(given, expected):
+    """SEATS appendix B.2 at 288 picture and 50 sound tokens a window, 60 windows."""
+    got = reallocated(*given, 288 * 60, 50 * 60)
+    assert got == pytest.approx(expected, abs=6e-4)

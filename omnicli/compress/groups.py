@@ -1,0 +1,100 @@
+"""Tokens in groups: frames, true-time windows, contiguous runs; and choosing inside every group at once.
+
+A grouping is a set of rows of `MediaTokens` with a group number each. Nothing here knows a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omnicli.types import MediaTokens, Modality
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Some rows of a clip, in groups that never interleave.
+
+    Attributes
+    ----------
+    rows : Tensor (n,) int64
+        Ascending indices into the clip's tokens.
+    index : Tensor (n,) int64
+        Group of each row, 0 to G - 1, never falling.
+    sizes : Tensor (G,) int64
+        Rows of each group, all at least 1.
+    """
+
+    rows: Tensor
+    index: Tensor
+    sizes: Tensor
+
+    def __len__(self) -> int:
+        return self.sizes.numel()
+
+    @property
+    def starts(self) -> Tensor:
+        """Where each group begins among the rows (G,)."""
+        return self.sizes.cumsum(0) - self.sizes
+
+    def by_size(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``(groups (B,), places (B, n))`` for every size n that occurs; places index ``rows`` and ``index``."""
+        for size in torch.unique(self.sizes).tolist():
+            groups = torch.nonzero(self.sizes == size).flatten()
+            yield groups, self.starts[groups, None] + torch.arange(size, device=groups.device)
+
+
+def group(rows: Tensor, key: Tensor) -> Groups:
+    """Group ascending ``rows`` (n,) by runs of equal ``key`` (n,)."""
+    if rows.numel() == 0:
+        return Groups(rows, rows.clone(), rows.clone())
+    _, index, sizes = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+    return Groups(rows, index, sizes)
+
+
+def frames(tokens: MediaTokens) -> Groups:
+    """Return the picture tokens, one group per frame (a temporal patch: a frame pair for Qwen2.5-Omni)."""
+    rows = tokens.indices(Modality.VIDEO)
+    return group(rows, tokens.start_s[rows])
+
+
+def windows(tokens: MediaTokens, modality: Modality) -> Groups:
+    """Return one modality's tokens, one group per true-time window that holds any."""
+    rows = tokens.indices(modality)
+    return group(rows, tokens.window[rows])
+
+
+def stretches(tokens: MediaTokens, modality: Modality, size: int) -> Groups:
+    """Return one modality's tokens in consecutive groups of ``size`` of its own tokens, the last one shorter."""
+    rows = tokens.indices(modality)
+    return group(rows, torch.arange(rows.numel(), device=rows.device) // size)
+
+
+def runs(tokens: MediaTokens, modality: Modality) -> Groups:
+    """Return one modality's tokens in runs that nothing of the other modality interrupts."""
+    rows = tokens.indices(modality)
+    return group(rows, rows - torch.arange(rows.numel(), device=rows.device))
+
+
+def best(scores: Tensor, k: int) -> Tensor:
+    """Return the ascending indices (k,) of the ``k`` largest ``scores`` (n,); of equal ones the first."""
+    if k <= 0:
+        return torch.zeros(0, dtype=torch.int64, device=scores.device)
+    return scores.argsort(descending=True, stable=True)[:k].sort().values
+
+
+def best_in_groups(scores: Tensor, groups: Groups, quota: Tensor) -> Tensor:
+    """Return the ascending places of the ``quota`` (G,) largest ``scores`` (n,) of each group; of equal ones the first.
+
+    Places index ``groups.rows``. A quota above a group's size takes the whole group.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    order = order[groups.index[order].argsort(stable=True)]  # by group, inside it by falling score
+    rank = torch.arange(order.numel(), device=order.device) - groups.starts.repeat_interleave(groups.sizes)
+    return order[rank < quota.to(order.device).repeat_interleave(groups.sizes)].sort().values
+
+
+__all__ = ["Groups", "best", "best_in_groups", "frames", "group", "runs", "stretches", "windows"]
