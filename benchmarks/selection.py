@@ -1,0 +1,198 @@
+"""How long choosing tokens takes, and how much memory: every method of the registry on one clip.
+
+    python benchmarks/selection.py [--methods NAME ...] [--threads 1] [--out FILE]
+    python benchmarks/selection.py --nn [--out FILE]
+
+20,000 random tokens of width 3584 in bf16 (104 frames of 9 x 16 cells, 25 sound tokens a second), about a quarter kept.
+Times are the median of three calls after one to warm up: ``compress``, and ``prune`` after each layer of 28 that a
+method names, on what the layer before has left. Memory is the peak of resident memory above what the process held
+before the first call, what is returned included. ``--nn`` takes 100,000 tokens of width 64 instead: whoever compares
+all tokens with all others shows. Each method has a process of its own, with a limit on its memory; a method that fails
+has a line that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tammr import machine, peak, reset_peak
+
+from omnicli import registry
+from omnicli.llm.prefill import LayerView
+from omnicli.types import MediaTokens, Modality, Query, Selection
+
+ROWS, COLS, DEPTH, RUNS = 9, 16, 28, 3
+SOUND_PER_S, WINDOW_S, SCENE = 25, 2.0, 8
+SIZES = {
+    "film": (104, 5_024, 3584, torch.bfloat16),
+    "nn": (520, 25_120, 64, torch.float32),
+    "quick": (4, 200, 64, torch.float32),
+}
+"""Frames, sound tokens, width and type of the clips."""
+
+
+def clip(frames: int, sounds: int, width: int, dtype: torch.dtype) -> MediaTokens:
+    """Return a film in scenes: frames of a scene resemble each other, the cells of a frame do not."""
+    g = torch.Generator().manual_seed(0)
+    cells, seconds = ROWS * COLS, sounds / SOUND_PER_S
+    pictures = (torch.arange(frames, dtype=torch.float64) * seconds / frames).repeat_interleave(cells)
+    start = torch.cat([pictures, torch.arange(sounds, dtype=torch.float64) / SOUND_PER_S])
+    modality = torch.cat([torch.full((frames * cells,), Modality.VIDEO), torch.full((sounds,), Modality.AUDIO)])
+    window = (start // WINDOW_S).long()
+    order = (2 * window + modality).argsort(stable=True)
+    n, cell = len(start), torch.arange(frames * cells) % cells
+    features = torch.empty(n, width, dtype=dtype)
+    scene = torch.empty(0)
+    for frame in range(frames):
+        if frame % SCENE == 0:
+            scene = torch.randn(cells, width, generator=g)
+        features[frame * cells : (frame + 1) * cells] = scene + 0.5 * torch.randn(cells, width, generator=g)
+    features[frames * cells :] = torch.randn(sounds, width, generator=g)
+    none = torch.full((sounds,), -1)
+    return MediaTokens(
+        features=features[order],
+        modality=modality[order].to(torch.int8),
+        start_s=start[order],
+        end_s=start[order] + 1 / SOUND_PER_S,
+        window=window[order],
+        row=torch.cat([cell // COLS, none])[order].int(),
+        col=torch.cat([cell % COLS, none])[order].int(),
+        position_ids=torch.arange(n).repeat(3, 1),
+        saliency=2 * torch.rand(n, generator=g),
+        keys=torch.randn(n, 80, generator=g).to(dtype),
+    )
+
+
+def counts(tokens: MediaTokens) -> tuple[int, int]:
+    return tokens.count(Modality.VIDEO), tokens.count(Modality.AUDIO)
+
+
+def measure(name: str, size: str, retention: float) -> dict[str, Any]:
+    """Return the times and memory of one method."""
+    method = registry.methods().find(name).at(retention)
+    tokens = clip(*SIZES[size])
+    g = torch.Generator().manual_seed(1)
+    width, dtype = tokens.features.shape[1], tokens.features.dtype
+    query = Query(torch.randn(12, width, generator=g).to(dtype), "Who speaks last?")
+    hidden = torch.randn(len(tokens), width, generator=g, dtype=dtype)
+    attention = torch.rand(len(tokens), generator=g)
+    attention *= 0.5 / attention.sum()
+    gc.collect()
+    reset_peak()
+    before = peak()
+    found, kept = timed(lambda: method.compress(tokens, query))
+    result: dict[str, Any] = {
+        "method": name,
+        "n": len(tokens),
+        "d": width,
+        "kept": kept.indices.numel(),
+        "compress_s": found,
+    }
+    layers = sorted(method.layers(DEPTH))
+    late = method.late_removal(DEPTH) if hasattr(method, "late_removal") else None
+    if layers:
+        entered, place = tokens.select(kept), kept.indices
+        media, result["prune"] = entered, []
+        for layer in layers:
+            if layer == late:
+                continue
+            view = LayerView(
+                layer, DEPTH, hidden[place], attention[place], media, entered=counts(entered), encoded=counts(tokens)
+            )
+            found, keep = timed(lambda v=view: method.prune(v.layer, v))
+            media, place = media.select(Selection(keep)), place[keep]
+            result["prune"].append({"layer": layer, "n": len(view.media), "kept": keep.numel(), "s": found})
+    result["total_s"] = round(result["compress_s"] + sum(p["s"] for p in result.get("prune", ())), 4)
+    result["extra_memory_mib"] = round((peak() - before) / 2**20, 1)
+    return result
+
+
+def timed(call: Any) -> tuple[float, Any]:
+    """Return the median seconds of three calls after one to warm up, and what the first returned."""
+    first, walls = call(), []
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        call()
+        walls.append(time.perf_counter() - begin)
+    return round(statistics.median(walls), 4), first
+
+
+def apart(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure one method in a process of its own."""
+    command = [
+        sys.executable, __file__, "--one", name, "--threads", str(args.threads), "--retention", str(args.retention),
+        "--limit-gib", str(args.limit_gib), "--clip", args.clip,
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"method": name, "error": f"took more than {args.timeout:g} s"}
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        lines = done.stderr.strip().splitlines()
+        return {"method": name, "error": lines[-1] if lines else f"ended with exit code {done.returncode}"}
+
+
+def one(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    limit = int((args.limit_gib + 4) * 2**30)  # libraries alone reserve about 4 GiB of addresses
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        return measure(name, args.clip, args.retention)
+    except Exception as error:  # a method that fails must not hide the others
+        return {"method": name, "error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+
+
+def line(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return f"{found['method']:<16} error: {found['error']}"
+    pruned = "  ".join(
+        f"after {p['layer']}: {p['s']:.3f} s, {p['n']:,} -> {p['kept']:,}" for p in found.get("prune", ())
+    )
+    text = f"{found['method']:<16} {found['compress_s']:>8.3f} s {found['kept']:>8,} kept"
+    return f"{text} {found['extra_memory_mib']:>9,.1f} MiB  {pruned}".rstrip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", help="names; default: all of the registry")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--retention", type=float, default=0.25)
+    parser.add_argument("--clip", choices=SIZES, default="film", help=argparse.SUPPRESS)
+    for size, told in (("nn", "100,000 tokens of width 64, for the memory"), ("quick", "776 tokens, to try it out")):
+        parser.add_argument(f"--{size}", dest="clip", action="store_const", const=size, help=told)
+    parser.add_argument("--limit-gib", type=float, default=8.0, help="memory a method may take before it fails")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds a method may take in all")
+    parser.add_argument("--out", type=Path, help="write a JSON file here as well")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.one:
+        print(json.dumps(one(args.one, args)))
+        return
+    result: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "machine": machine(), "clip": args.clip,
+        "retention": args.retention, "methods": [],
+    }  # fmt: skip
+    for name in args.methods or registry.methods():
+        found = apart(name, args)
+        print(line(found), flush=True)
+        result["methods"].append(found)
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
