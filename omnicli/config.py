@@ -3,8 +3,8 @@
 A preset is a YAML file::
 
     description: one line for `omni presets list`
-    method: avoc
-    params: {tokens: 10240}        # fields of the method
+    method: avoc                   # or a chain, avoc+seats
+    params: {tokens: 10240}        # fields of the method; of a chain by method: {avoc: {tokens: 10240}, seats: {}}
     media: {fps: 1.0}              # fields of MediaConfig
     generate: {max_new_tokens: 64} # fields of GenerateConfig
     model: pocket                  # optional; so are device and dtype
@@ -52,6 +52,11 @@ class MediaConfig:
         Stop when there is no sound instead of answering from the pictures.
     exact_mel : bool
         Normalise the sound over the whole film (one more pass over it), as the model was trained.
+    audio_limit : float or None
+        Hear only so many seconds from the start on, as the papers' scripts did (300); None: all.
+    clock : true or nominal
+        ``true``: pictures and sound share the file's clock. ``nominal``: pictures are laid out at the family's default
+        rate whatever time passed between them, as the papers' scripts did; times in the result are then nominal too.
     """
 
     fps: float = 1.0
@@ -63,6 +68,8 @@ class MediaConfig:
     audio: Literal["auto", "on", "off"] = "auto"
     require_audio: bool = False
     exact_mel: bool = True
+    audio_limit: float | None = None
+    clock: Literal["true", "nominal"] = "true"
 
     def __post_init__(self) -> None:
         problems = []
@@ -78,6 +85,8 @@ class MediaConfig:
             problems.append(f"start: must not be negative, not {self.start:g}")
         if self.end is not None and self.end <= (self.start or 0.0):
             problems.append(f"end: {self.end:g} s is not after start {self.start or 0.0:g} s")
+        if self.audio_limit is not None and not self.audio_limit > 0:
+            problems.append(f"audio_limit: must be above 0, not {self.audio_limit:g}")
         if self.audio == "off" and self.require_audio:
             problems.append("require_audio: true contradicts audio off")
         if problems:
@@ -351,29 +360,66 @@ class _Resolver:
             if not any("method: " in p for p in self.problems):
                 self.problems.append(f"{self.where}method: is missing{near_names('', registry.methods())}")
             return None
+        parts = [part.strip() for part in name.split("+")]
         for other in self.by_method:
-            if other != name:
+            if other not in parts:
                 self.problems.append(f"{other}.*: the method is {name}; add method={other} to change it")
-        self.changed["params"] |= self.by_method.get(name, {})
+        classes = [cls for part in parts if (cls := self._find(part)) is not None]
+        if len(classes) < len(parts):
+            return None
+        if len(parts) == 1:
+            self.changed["params"] |= self.by_method.get(name, {})
+            self._drop_replaced(classes[0], "params")
+            return self._build(classes[0], "params", name)
+        return self._chain(parts, classes)
+
+    def _find(self, name: str) -> type[Compressor] | None:
         try:
-            cls = registry.methods().find(name)
+            return registry.methods().find(name)
         except ConfigError as error:
             where = "" if self.method_changed else self.where
             self.problems.extend(f"{where}method: {problem}" for problem in error.problems)
             return None
-        self._drop_replaced(cls)
-        return self._build(cls, "params", name)
 
-    def _drop_replaced(self, cls: type[Compressor]) -> None:
+    def _chain(self, parts: list[str], classes: list[type[Compressor]]) -> Compressor | None:
+        """Build ``first+second``; a chain's params are kept by method."""
+        from omnicli.compress.chain import Chain
+
+        if len(parts) != 2 or parts[0] == parts[1]:
+            self.problems.append(f"{self.where}method: a chain is two different methods, such as avoc+seats")
+            return None
+        self.problems += [f"params.{key}: say which method, {parts[0]}.{key} or {parts[1]}.{key}"
+                          for key in self.changed["params"]]  # fmt: skip
+        given = self.values["params"]
+        if self.method_changed:  # params of the one method before: the budget stays with the first
+            given = {parts[0]: given} if not given.keys() & set(parts) else given
+        for key in given.keys() - set(parts):
+            self.problems.append(f"{self.where}params.{key}: not a method of {'+'.join(parts)}; nest it under one")
+        made = []
+        for part, cls in zip(parts, classes, strict=True):
+            own = given.get(part) or {}
+            if not isinstance(own, Mapping):
+                self.problems.append(f"{self.where}params.{part}: must hold settings, not {own!r}")
+                own = {}
+            self.values[part], self.changed[part] = dict(own), self.by_method.get(part, {})
+            self._drop_replaced(cls, part)
+            made.append(self._build(cls, part, part))
+        try:
+            return None if None in made else Chain(*made)
+        except ConfigError as error:
+            self.problems.extend(self.where + problem for problem in error.problems)
+            return None
+
+    def _drop_replaced(self, cls: type[Compressor], section: str) -> None:
         """Forget preset values that an override says in another way, or that belong to another method."""
-        values, changed = self.values["params"], self.changed["params"]
+        values, changed = self.values[section], self.changed[section]
         if self.method_changed:
             values = {k: v for k, v in values.items() if k in field_types(cls)}
         for group in cls.alternatives:
             if any(name in changed for name in group):
                 others = {n for g in cls.alternatives if g is not group for n in g}
                 values = {k: v for k, v in values.items() if k not in others}
-        self.values["params"] = values
+        self.values[section] = values
 
 
 __all__ = [

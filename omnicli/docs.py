@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omnicli import config, registry
+from omnicli.compress.base import Compressor
 
 HEADER = "<!-- Made by `python -m omnicli.docs` from the code; change the code, not this file. -->\n"
 
@@ -26,17 +27,31 @@ def render_methods() -> str:
         "A method chooses which picture and sound tokens the LLM reads. Use one through a preset, or with",
         "`--set method=NAME`; settings are changed with `--set NAME.SETTING=VALUE` or under `params:` of a preset.",
         "",
-        "| method | what it does | source |",
-        "|---|---|---|",
-        *(f"| [{name}](#{name}) | {_summary(cls)} | {cls.paper or '-'} |" for name, cls in found.items()),
+        "Two methods are chained with a plus: `avoc+seats` chooses before the LLM by the first and inside it by the",
+        "second.",
+        "",
+        "A published method has two modes. `clean`, the default, keeps its idea and meets every budget exactly,",
+        "in windows of true time and in fp32; `mode=official` does what the released code does, rounding and quirks",
+        "included, and is what the presets under `parity/` use.",
+        "",
+        "| method | selects by | acts | needs the question | source |",
+        "|---|---|---|---|---|",
+        *(
+            f"| [{name}](#{name}) | {cls.selects_by or '-'} | {acts(cls)} | {'yes' if cls.asks else 'no'} "
+            f"| {cls.paper or '-'} |"
+            for name, cls in found.items()
+        ),
         "",
     ]
     for name, cls in found.items():
         lines += [f"## {name}", "", f"{_summary(cls)}.", ""]
         if cls.paper:
             lines += [f"Source: {cls.paper}.", ""]
-        if cls.needs:
-            lines += [f"Has captured: {', '.join(sorted(cls.needs))}.", ""]
+        needs = cls().needs
+        if needs:
+            lines += [f"Has captured: {', '.join(sorted(needs))}.", ""]
+        if cls.adds:
+            lines += [f"What `clean` changes: {_cell(cls.adds)}", ""]
         told = parameters(cls)
         fields = dataclasses.fields(cls)
         if fields:
@@ -46,6 +61,16 @@ def render_methods() -> str:
                 lines.append(f"| `{name}.{f.name}` | {_shown(f.default)} | {_cell(kind)} | {_cell(text)} |")
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def acts(cls: type[Compressor]) -> str:
+    """Return where a method works: before the LLM, inside it, or both."""
+    where = [
+        place
+        for name, place in (("compress", "before the LLM"), ("prune", "inside the LLM"))
+        if getattr(cls, name) is not getattr(Compressor, name)
+    ]
+    return " and ".join(where) or "-"
 
 
 def render_presets() -> str:
@@ -64,12 +89,8 @@ def render_presets() -> str:
     for preset in found:
         data = config.load_config(preset.name).to_dict()
         default = config.load_config({"method": preset.method}).to_dict()
-        changed = [
-            f"`{preset.method if section == 'params' else section}.{key}={_plain(value)}`"
-            for section in ("params", "media", "generate")
-            for key, value in data[section].items()
-            if value != default[section][key]
-        ]
+        flat, plain = _flat(data, preset.method), _flat(default, preset.method)
+        changed = [f"`{key}={_plain(value)}`" for key, value in flat.items() if value != plain[key]]
         changed += [f"`{key}={data[key]}`" for key in ("model", "device", "dtype") if data[key] != default[key]]
         settings = ", ".join(changed) or "-"
         lines.append(f"| {preset.name} | {preset.method} | {_cell(preset.description)} | {settings} |")
@@ -80,6 +101,18 @@ def render_presets() -> str:
             kind, text = told.get(f.name, ("", ""))
             lines.append(f"| `{section}.{f.name}` | {_shown(f.default)} | {_cell(kind)} | {_cell(text)} |")
     return "\n".join(lines) + "\n"
+
+
+def _flat(data: dict[str, Any], method: str) -> dict[str, Any]:
+    """Return settings by the names that ``--set`` takes."""
+    flat: dict[str, Any] = {}
+    for section in ("params", "media", "generate"):
+        for key, value in data[section].items():
+            if isinstance(value, dict):
+                flat |= {f"{key}.{name}": v for name, v in value.items()}
+            else:
+                flat[f"{method if section == 'params' else section}.{key}"] = value
+    return flat
 
 
 def parameters(cls: type) -> dict[str, tuple[str, str]]:

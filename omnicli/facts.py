@@ -10,6 +10,7 @@ import json
 import platform
 import resource
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from omnicli import __version__
 from omnicli.types import MediaTokens, Modality
 
 if TYPE_CHECKING:
+    from omnicli.compress.base import Compressor
     from omnicli.config import Config
     from omnicli.media.probe import MediaInfo
     from omnicli.models.base import OmniModel
@@ -35,10 +37,34 @@ def model(used: OmniModel) -> dict[str, str]:
     return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": str(used.device)}
 
 
-def tokens(clip: MediaTokens, kept: MediaTokens, *, text: int, generated: int) -> dict[str, Any]:
-    """Return the tokens per modality that were encoded and kept, and those of text read and written."""
-    counts: dict[str, Any] = {m.name.lower(): {"encoded": clip.count(m), "kept": kept.count(m)} for m in Modality}
-    return {**counts, "text": text, "generated": generated}
+def tokens(
+    clip: MediaTokens, kept: MediaTokens, compressor: Compressor, levels: Sequence[tuple[int, int, int]], depth: int
+) -> dict[str, Any]:
+    """Return the tokens per modality that were encoded and kept, and what share the settings and the layers saw.
+
+    ``levels``: picture and sound tokens from each layer on, of ``depth``. ``retention_nominal`` is what the settings
+    ask for (null: no share), ``retention_layers`` the mean over the LLM's layers; per modality.
+    """
+    names = {m.name.lower(): m for m in Modality}
+    counts: dict[str, Any] = {n: {"encoded": clip.count(m), "kept": kept.count(m)} for n, m in names.items()}
+    ends = [first for first, *_ in levels[1:]] + [depth]
+    read = [
+        sum((end - level[0]) * level[1 + i] for level, end in zip(levels, ends, strict=True)) / depth
+        for i in range(len(names))
+    ]
+    asked = compressor.nominal(clip.count(Modality.VIDEO), clip.count(Modality.AUDIO))
+    there = [c["encoded"] for c in counts.values()]
+    return counts | {
+        "by_layer": [[first, video + audio] for first, video, audio in levels],
+        "retention": round(len(kept) / len(clip), 6),
+        "retention_nominal": None if asked is None else _shares(names, asked, there),
+        "retention_layers": _shares(names, [r / max(1, n) for r, n in zip(read, there, strict=True)], there),
+    }
+
+
+def _shares(names: Iterable[str], shares: Sequence[float], there: Sequence[int]) -> dict[str, float | None]:
+    """Name shares; of what a file does not hold there is none."""
+    return {name: round(s, 6) if n else None for name, s, n in zip(names, shares, there, strict=True)}
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:

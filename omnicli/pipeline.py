@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,30 +19,33 @@ from omnicli.llm.prefill import prefill
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.base import CAPTURES, OmniModel
 from omnicli.timing import StageClock
-from omnicli.types import Answer
+from omnicli.types import Answer, Modality
 
 if TYPE_CHECKING:
-    from omnicli.compress.base import Compressor
-    from omnicli.config import Config
+    from omnicli.config import Config, MediaConfig
 
 OnText = Callable[[int, str], None]
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Film:
+    """One file, decoded and encoded: what questions are asked about. ``shared``: stages and wall time so far."""
+
+    info: MediaInfo
+    media: Encoded
+    shared: tuple[dict[str, float], float]
+
+
 def ask(
-    path: str | Path,
-    questions: Sequence[str],
-    config: Config,
-    model: OmniModel,
-    *,
-    on_text: OnText | None = None,
-    on_progress: Progress | None = None,
-    clock: StageClock | None = None,
-) -> list[Answer]:
+    source: str | Path | MediaInfo, questions: Sequence[str], config: Config, model: OmniModel, *,
+    on_text: OnText | None = None, on_progress: Progress | None = None, clock: StageClock | None = None,
+) -> list[Answer]:  # fmt: skip
     """Answer questions about one file; it is decoded and encoded once.
 
     Parameters
     ----------
+    source : str, Path or MediaInfo
+        The file, or what `probe` found in it.
     on_text : callable
         Called with the question's index and each piece of its answer as it is written.
     on_progress : callable
@@ -59,30 +63,36 @@ def ask(
     OmniError
         What a user can mend; see `omnicli.errors`.
     """
-    clock = clock or StageClock(cuda=model.device.type == "cuda")
     progress = on_progress or (lambda stage, done, total: None)
-    compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
-    with clock.stage("probe"):
-        info = probe(path)
-    media = encode(info, config.media, model, capture=compressor.needs & CAPTURES, clock=clock, progress=progress)
-    shared = clock.report()
     tell = on_text or (lambda index, text: None)
-    answer = partial(_answer, info, media, compressor, config, model, shared=shared, progress=progress)
-    return [answer(question=question, on_text=partial(tell, i)) for i, question in enumerate(questions)]
+    film = look(source, config.media, config.compressor.needs, model, progress=progress, clock=clock)
+    return [
+        answer(film, question, config, model, on_text=partial(tell, i), progress=progress)
+        for i, question in enumerate(questions)
+    ]
 
 
-def _answer(
-    info: MediaInfo,
-    media: Encoded,
-    compressor: Compressor,
-    config: Config,
-    model: OmniModel,
-    *,
-    question: str,
-    shared: tuple[dict[str, float], float],
-    on_text: Callable[[str], None],
-    progress: Progress,
-) -> Answer:
+@torch.inference_mode()
+def look(
+    source: str | Path | MediaInfo, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
+    progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None,
+) -> Film:  # fmt: skip
+    """Decode and encode a file, capturing what of ``needs`` the encoders can give."""
+    clock = clock or StageClock(cuda=model.device.type == "cuda")
+    with clock.stage("probe"):
+        info = source if isinstance(source, MediaInfo) else probe(source)
+    media = encode(info, settings, model, capture=needs & CAPTURES, clock=clock, progress=progress)
+    return Film(info, media, clock.report())
+
+
+@torch.inference_mode()
+def answer(
+    film: Film, question: str, config: Config, model: OmniModel, *,
+    on_text: Callable[[str], None] = lambda text: None, progress: Progress = lambda stage, done, total: None,
+) -> Answer:  # fmt: skip
+    """Answer one question about an encoded file: compress, prefill, generate."""
+    info, media, shared = film.info, film.media, film.shared
+    compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
     clock = StageClock(cuda=model.device.type == "cuda")
     clip, options = media.clip, DecodeOptions(**vars(config.generate))
     prompt = model.prompt(question, video=clip.video, audio=clip.audio)
@@ -103,7 +113,8 @@ def _answer(
     with clock.stage("prefill"):
         read = prefill(
             model, sequence.embeds, sequence.position_ids, cache, media_span=sequence.media_span, media=kept,
-            pruner=compressor, progress=lambda share: progress("prefill", share * length, length), clock=clock,
+            pruner=compressor, encoded=(clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)),
+            progress=lambda share: progress("prefill", share * length, length), clock=clock,
         )  # fmt: skip
     with clock.stage("generate"):
         text = generate(model, cache, read.logits, sequence.next_position, options)
@@ -127,12 +138,8 @@ def _answer(
         preset=config.preset,
         config=config.to_dict(),
         media_used=media.used,
-        tokens={
-            **facts.tokens(clip.tokens, kept, text=length - len(kept), generated=len(text.token_ids)),
-            "by_layer": read.by_layer,
-            "retention": round(len(kept) / len(clip.tokens), 6),
-            "selection": selection.report,
-        },
+        tokens=facts.tokens(clip.tokens, kept, compressor, read.levels, model.depth)
+        | {"text": length - len(kept), "generated": len(text.token_ids), "selection": selection.report},
         stages={name: round(seconds, 4) for name, seconds in totals.items()},
         wall_s=round(shared[1] + wall_s, 4),
         time_to_first_token_s=round(shared[1] + first_s, 4),

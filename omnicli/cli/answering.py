@@ -133,7 +133,11 @@ def answer(
     ``clock`` may already run, so that checking and importing count. ``on_text(index, piece)`` replaces the writing of
     answers to stdout; the caller then renders them.
     """
+    from omnicli.media.probe import probe
+
     clock = clock or StageClock()
+    with clock.stage("probe"):
+        info = probe(path)  # a file that cannot be read is told of before the model is loaded
     model = load(config, clock)
     with clock.stage("load"):
         from omnicli import pipeline
@@ -142,7 +146,7 @@ def answer(
         stream = render.AnswerStream(questions, progress)
         write = on_text or (None if json_out else stream)
         try:
-            answers = pipeline.ask(path, questions, config, model, on_text=write, on_progress=progress, clock=clock)
+            answers = pipeline.ask(info, questions, config, model, on_text=write, on_progress=progress, clock=clock)
         except BaseException:
             stream.close()
             raise

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from omnicli import render
 from omnicli.cli import options as opt
 from omnicli.errors import ConfigError, near_names
+
+if TYPE_CHECKING:
+    from omnicli.compress.base import Compressor
 
 EXAMPLES = """\b
 Examples:
@@ -42,17 +45,21 @@ def methods(
     if json_out:
         render.print_json(facts)
     elif name is None:
-        rows = [("method", "what it does", "source"), *((f["name"], f["summary"], f["paper"]) for f in facts)]
+        rows = [("method", "what it does", "acts", "source")]
+        rows += [(f["name"], f["summary"], f["acts"], f["paper"]) for f in facts]
         print(render.table(rows))
     else:
         fact = facts[0]
         print(f"{fact['name']}: {fact['summary']}\nsource: {fact['paper'] or '-'}")
+        print(f"selects by: {fact['selects_by'] or '-'}; acts {fact['acts']}")
         settings = [(f"{name}.{key}", str(value)) for key, value in fact["settings"].items()]
         print(render.table([("setting", "default"), *settings]))
 
 
-def describe(name: str, cls: type) -> dict[str, Any]:
+def describe(name: str, cls: type[Compressor]) -> dict[str, Any]:
     """Return what is to be known about a method class; JSON-serialisable."""
+    from omnicli.docs import acts
+
     doc = (cls.__doc__ or "").strip().splitlines()
     settings = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -65,6 +72,10 @@ def describe(name: str, cls: type) -> dict[str, Any]:
         "name": name,
         "summary": doc[0].rstrip(".") if doc else "",
         "paper": getattr(cls, "paper", ""),
-        "needs": sorted(getattr(cls, "needs", ())),
+        "selects_by": cls.selects_by,
+        "acts": acts(cls),
+        "needs_question": cls.asks,
+        "needs": sorted(cls().needs),
+        "clean_changes": cls.adds,
         "settings": settings,
     }

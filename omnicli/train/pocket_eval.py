@@ -77,8 +77,15 @@ def evaluate(
     """
     from omnicli import pipeline
     from omnicli.config import load_config
+    from omnicli.errors import UsageError
+    from omnicli.models.base import CAPTURES, KEYS
 
     configs = [load_config(name, list(overrides)) for name, overrides in presets]
+    if any(config.media != configs[0].media for config in configs):
+        raise UsageError("presets that sample differently cannot share an evaluation; run them one by one")
+    needs = frozenset().union(*(config.compressor.needs for config in configs))
+    if len(needs & CAPTURES - {KEYS}) > 1:
+        raise UsageError("presets that need different saliencies cannot share an evaluation; run them one by one")
     tallies: list[dict[str, list[int]]] = [{} for _ in configs]
     wrong: list[list[str]] = [[] for _ in configs]
     spent = [0.0] * len(configs)
@@ -88,10 +95,10 @@ def evaluate(
             questions = [q for q in film.questions if not ask or q.text.startswith(tuple(ask))]
             path = Path(folder) / f"film-{index}.mp4"
             rendering.write_film(_blanked(film, blank), path, fps=fps)
+            film_seen = pipeline.look(path, configs[0].media, needs, model)
             for which, config in enumerate(configs):
-                begin = time.perf_counter()
-                answers = pipeline.ask(path, [q.text for q in questions], config, model)
-                spent[which] += time.perf_counter() - begin
+                answers = [pipeline.answer(film_seen, q.text, config, model) for q in questions]
+                spent[which] += film_seen.shared[1] + sum(a.wall_s - film_seen.shared[1] for a in answers)
                 for question, answer in zip(questions, answers, strict=True):
                     count = tallies[which].setdefault(question.task, [0, 0])
                     count[0] += answer.answer == question.answer

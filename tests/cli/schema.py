@@ -35,6 +35,8 @@ ANSWER: dict[str, Any] = {
         "generated": int,
         "by_layer": list,
         "retention": NUMBER,
+        "retention_nominal": (dict, type(None)),
+        "retention_layers": {"video": OPTIONAL, "audio": OPTIONAL},
         "selection": dict,
     },
     "stages": dict,

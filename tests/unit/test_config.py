@@ -138,8 +138,8 @@ def test_all_problems_at_once_with_near_names_and_types(tmp_path):
         ("- a", "must hold `key: value` lines"),
         ("method: full\nmethod: avoc", "'method' is there twice"),
         ("method: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        ("media: {fps: 1}", "method: is missing; known: avoc, full"),
-        ("method: avok", "did you mean avoc?"),
+        ("media: {fps: 1}", "method: is missing; known: avoc"),
+        ("method: avok", "did you mean avoc"),
         ("method: 3", "method: must be text"),
         ("", "method: is missing"),
         ("method: full\nparams: {tokens: 5}", "full.tokens: unknown setting"),
@@ -191,3 +191,40 @@ def test_a_preset_in_a_folder_has_its_folders_name(tmp_path, monkeypatch):
     monkeypatch.setattr(c, "presets_folder", lambda: tmp_path)
     assert [(p.name, p.description, p.method) for p in c.list_presets()] == [("parity/x", "two lines", "full")]
     assert c.load_config("parity/x").preset == "parity/x"
+
+
+def test_a_chain_takes_settings_by_method():
+    made = c.load_config("avoc-seats", ["avoc.tokens=2048", "seats.temperature=0.5"])
+    assert made.method == "avoc+seats"
+    assert made.compressor.params()["avoc"]["tokens"] == 2048
+    assert made.compressor.params()["seats"]["temperature"] == 0.5
+    assert c.load_config(made.to_dict()) == c.Config(**{**vars(made), "preset": "avoc-seats", "description": ""})
+    assert json.loads(json.dumps(made.to_dict())) == made.to_dict()
+
+
+def test_a_chain_made_of_a_preset_keeps_its_budget_before_the_llm():
+    made = c.load_config("avoc-10", ["method=avoc+seats", "seats.late_layer=off"])
+    assert made.compressor.params()["avoc"]["retention"] == 0.1
+    assert made.compressor.params()["seats"]["retention"] is None
+    assert made.compressor.late_removal(28) is None and made.compressor.layers(28) == (15, 17, 19)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "parts"),
+    [
+        ("method: avoc+nothing", (), ["unknown method 'nothing'"]),
+        ("method: avoc+avoc", (), ["two different methods"]),
+        ("method: avoc+seats+fastv", (), ["two different methods"]),
+        ("method: seats+avoc", (), ["put it last", "put it first"]),
+        ("method: fastv+avoc", (), ["fastv chooses nothing before the LLM", "avoc does nothing inside"]),
+        ("method: avoc+seats\nparams: {tokens: 5}", (), ["params.tokens: not a method of avoc+seats"]),
+        ("method: avoc+seats\nparams: {avoc: 5}", (), ["params.avoc: must hold settings, not 5"]),
+        ("method: avoc+seats", ("params.tokens=5",), ["say which method, avoc.tokens or seats.tokens"]),
+        ("method: avoc+seats\nparams: {avoc: {tokns: 5}, seats: {temperature: 0}}", (),
+         ["avoc.tokns: unknown", "seats.temperature: must be above 0"]),
+        ("method: avoc+seats", ("random.seed=1",), ["the method is avoc+seats"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_chain(text, overrides, parts, tmp_path):
+    found = c.validate(write(tmp_path / "p.yaml", text), overrides)
+    assert all(any(part in problem for problem in found) for part in parts), found

@@ -178,3 +178,43 @@ def test_positions_beyond_what_the_model_was_trained_on_are_warned_of(folder, mo
     settings = ("method=random", "random.tokens=8")
     (answer,) = ask(folder / "film.mp4", model, *settings, questions=["?"])
     assert any("was trained up to 80" in line for line in answer.warnings), answer.warnings
+
+
+def test_only_so_much_sound_is_heard_as_the_limit_says(folder, model):
+    (answer,) = ask(folder / "film.mp4", model, "media.audio_limit=2", questions=QUESTIONS[:1])
+    assert answer.tokens["audio"]["encoded"] == 50
+    assert answer.media_used.audio_s == 2.0 and answer.media_used.video_s == pytest.approx(SECONDS, abs=0.3)
+    assert any("audio used 2.0 of 4.0 s" in w for w in answer.warnings)
+
+
+def test_the_nominal_clock_lays_pictures_out_at_the_familys_rate(folder, model):
+    from omnicli.config import load_config
+    from omnicli.encode import encode
+    from omnicli.media.probe import probe
+    from omnicli.timing import StageClock
+
+    info = probe(folder / "film.mp4")
+    starts = {}
+    for clock in ("true", "nominal"):
+        settings = load_config("full", ["media.fps=1", f"media.clock={clock}"]).media
+        made = encode(
+            info, settings, model, capture=frozenset(), clock=StageClock(cuda=False), progress=lambda *_: None
+        )
+        tokens = made.clip.tokens
+        starts[clock] = sorted(set(tokens.start_s[tokens.modality == 0].tolist()))
+    assert starts == {"true": [0.0, 2.0], "nominal": [0.0, 1.0]}  # pairs of frames 1 s apart; taken as 0.5 s apart
+
+
+def test_what_every_layer_read_is_reported(folder):
+    deep = tiny.model(layers=28)
+    (answer,) = ask(folder / "film.mp4", deep, preset="seats-35", questions=QUESTIONS[:1])
+    told = answer.tokens
+    assert told["retention_nominal"] == pytest.approx({"video": 0.30, "audio": 0.65}, abs=0.02)
+    for name, asked in told["retention_nominal"].items():
+        entered = told[name]["kept"] / told[name]["encoded"]
+        assert entered == pytest.approx(min(1, 1.4 * asked), abs=0.03)
+        assert told["retention_layers"][name] == pytest.approx(asked, abs=0.03)
+    assert told["by_layer"][-1] == [23, 0] and len(told["by_layer"]) == 5
+    (plain,) = ask(folder / "silent.mp4", deep, preset="avoc-10", questions=QUESTIONS[:1])
+    assert plain.tokens["retention_nominal"]["audio"] is None and plain.tokens["retention_layers"]["audio"] is None
+    assert plain.tokens["retention_layers"]["video"] == pytest.approx(plain.tokens["retention"], abs=1e-6)
