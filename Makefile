@@ -1,6 +1,6 @@
 PYTHON ?= .venv/bin/python
 
-.PHONY: install check test docs clean
+.PHONY: install check test docs scores clean
 
 install:  ## make .venv and install omni with everything needed to work on it
 	python3 -m venv .venv
@@ -18,6 +18,15 @@ test:
 docs:  ## regenerate the pages that are made from the code
 	$(PYTHON) docs/generate.py
 	$(PYTHON) -m omnicli.docs
+
+EVAL = $(PYTHON) -m omnicli.train.pocket_eval --card omnicli/models/pocket/card.json --ask "What number" \
+	--ask "What is the secret"
+SAME = --preset avoc --preset avoc:avoc.scorer=identity --preset random-10:random.tokens=10240 --ask "Who speaks last"
+
+scores:  ## the pocket model's score table with intervals, into its card (an hour on two cores)
+	$(EVAL) --seconds 30 --films 60 --first 60 --preset full --ask Who > /dev/null
+	$(EVAL) --seconds 600 --films 12 $(SAME) > /dev/null
+	$(EVAL) --seconds 3600 --films 5 $(SAME) > /dev/null
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

