@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 METHOD_GROUP = "omnicli.methods"
 MODEL_GROUP = "omnicli.models"
-METHOD_HELPERS = frozenset({"base", "budget", "chain", "groups", "ops", "published", "schedule", "tammr"})
+METHOD_HELPERS = frozenset(
+    {
+        "base", "budget", "chain", "groups", "max_min", "ops", "published", "schedule", "selector", "streaming",
+        "tammr", "weights",
+    }
+)  # fmt: skip
 """Modules in ``compress/`` that are no methods; so are names that begin with an underscore."""
 
 MODEL_HELPERS = frozenset({"attention", "base", "chat", "dummy", "layout", "loading", "mel", "preprocessing"})

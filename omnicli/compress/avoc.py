@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,9 +23,10 @@ from typing_extensions import Self
 
 from omnicli.compress.base import MODALITIES, everything
 from omnicli.compress.budget import Budgeted
-from omnicli.compress.ops import row_chunks, sums_by, zscore
+from omnicli.compress.ops import finite, row_chunks, sums_by, zscore
 from omnicli.compress.tammr import ta_mmr
-from omnicli.errors import ConfigError, ModelError
+from omnicli.compress.weights import beside, load_weights
+from omnicli.errors import ConfigError
 from omnicli.types import MediaTokens, Query, Selection
 
 SCORER_FILE = "avoc_scorer.safetensors"
@@ -209,8 +209,7 @@ class Avoc(Budgeted):
         """Return the method with the scorer in the model's folder, if it is to choose one and there is one."""
         if self.scorer != "auto":
             return self
-        file = Path(model_folder) / SCORER_FILE
-        return dataclasses.replace(self, scorer=str(file) if file.is_file() else "identity")
+        return dataclasses.replace(self, scorer=beside(model_folder, SCORER_FILE, "identity"))
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Score all tokens, then choose within each modality.
@@ -223,9 +222,7 @@ class Avoc(Budgeted):
             The scorer file does not fit the model.
         """
         projections, report = self._projections(tokens)
-        score = scores(tokens.features, tokens.modality, tokens.window, query.embeddings, projections)
-        if not bool(torch.isfinite(score).all()):
-            raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
+        score = finite(scores(tokens.features, tokens.modality, tokens.window, query.embeddings, projections))
         mass = [float(score[tokens.modality == kind].clamp_min(0).sum()) for kind, _ in MODALITIES]
         budget = self.budget(tokens, (mass[0], mass[1]))
         report = {"budget": budget.to_dict(), **report}
@@ -267,21 +264,11 @@ def load_projections(path: Path) -> Projections:
     ConfigError
         It cannot be read or does not hold what a scorer holds.
     """
-    try:
-        return _load(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return load_weights(path, _parsed, "AVOC scorer")
 
 
-@lru_cache(maxsize=2)
-def _load(path: Path, changed_ns: int) -> Projections:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return Projections.from_dict(load_file(path))
-    except (SafetensorError, ValueError) as error:
-        raise ConfigError(f"{path}: is no AVOC scorer: {error}") from None
+def _parsed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Projections:
+    return Projections.from_dict(tensors)
 
 
 __all__ = [

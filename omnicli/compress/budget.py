@@ -319,21 +319,51 @@ class Budgeted(Compressor):
         have = counts(tokens)
         return self.budget_of(have["video"], have["audio"], mass)
 
-    def budget_of(self, n_video: int, n_audio: int, mass: tuple[float, float] | None = None) -> Budget:
-        """Return the budget of a clip of so many picture and sound tokens; see `budget`."""
+    def budget_of(
+        self,
+        n_video: int,
+        n_audio: int,
+        mass: tuple[float, float] | None = None,
+        held: tuple[int, int] | None = None,
+    ) -> Budget:
+        """Return the budget of a clip of so many picture and sound tokens, of which ``held`` are at hand (None: all).
+
+        See `budget`.
+        """
+        budget = self.shares_of(n_video, n_audio, mass, held)
+        if budget.total == 0 and n_video + n_audio > 0:
+            raise ConfigError("retention 0 of the only modality in this file leaves nothing; raise it")
+        return budget
+
+    def shares_of(
+        self,
+        n_video: int,
+        n_audio: int,
+        mass: tuple[float, float] | None = None,
+        held: tuple[int, int] | None = None,
+    ) -> Budget:
+        """Return the same where it may be nothing, as in the middle of a clip."""
         if n_video + n_audio == 0:
             return Budget(0, 0)
-        if self.retention_video is not None or self.retention_audio is not None:
-            whole = [1.0 if r is None else r for r in (self.retention_video, self.retention_audio)]
-            budget = Budget(share_of(whole[0], n_video), share_of(whole[1], n_audio))
-            if budget.total == 0:
-                raise ConfigError("retention 0 of the only modality in this file leaves nothing; raise it")
-            return budget
+        if (separate := self._separate(n_video, n_audio)) is not None:
+            return separate
+        have = (n_video, n_audio) if held is None else held
+        return split_tokens(self.total_of(n_video, n_audio), *have, self._weights(n_video, n_audio, mass))
+
+    def total_of(self, n_video: int, n_audio: int) -> int:
+        """Return how many tokens of both modalities together may stay."""
+        if (separate := self._separate(n_video, n_audio)) is not None:
+            return separate.total
         if self.retention is not None:
-            k = share_of(self.retention, n_video + n_audio)
-        else:
-            k = DEFAULT_TOKENS if self.tokens is None else self.tokens
-        return split_tokens(k, n_video, n_audio, self._weights(n_video, n_audio, mass))
+            return share_of(self.retention, n_video + n_audio)
+        return DEFAULT_TOKENS if self.tokens is None else self.tokens
+
+    def _separate(self, n_video: int, n_audio: int) -> Budget | None:
+        """Return the budget where shares are set by modality."""
+        given = (self.retention_video, self.retention_audio)
+        if given == (None, None):
+            return None
+        return Budget(*(share_of(1.0 if r is None else r, n) for r, n in zip(given, (n_video, n_audio), strict=True)))
 
     def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
         """Return the budget as shares."""

@@ -19,20 +19,15 @@ from typing_extensions import Self
 
 from omnicli.compress.base import Compressor, everything
 from omnicli.compress.budget import share_of, spread
-from omnicli.compress.groups import Groups, best_in_groups, frames
-from omnicli.compress.ops import row_chunks, unit
-from omnicli.errors import ModelError
+from omnicli.compress.groups import Groups, best_in_groups, counterparts, frames
+from omnicli.compress.ops import distances
 from omnicli.types import MediaTokens, Modality, Query, Selection
 
 LEAST = 0.25
 """One frame of four stays whole."""
 
-SAME = 2e-6
-"""Cosine distances below this are 0: it is what fp32 products of equal rows differ by, and would rank duplicates."""
-
 _GROUP = 4
 _BACK = (0, 1, 2, 1)  # which frame before it one is compared with, by its place in the group; 0: none
-_EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -135,50 +130,4 @@ def partners(n: int, *, skip_last: bool = False) -> Tensor:
     return torch.where(back > 0, frame - back, -1)
 
 
-def counterparts(tokens: MediaTokens, pictures: Groups, reference: Tensor) -> Tensor:
-    """Return for each picture token the place (n,) of the same cell in its frame's reference frame.
-
-    Parameters
-    ----------
-    tokens : MediaTokens
-        The clip.
-    pictures : Groups
-        Its frames; places index ``pictures.rows``.
-    reference : Tensor (F,) int64
-        Another frame for each frame; -1: none.
-
-    Returns
-    -------
-    Tensor (n,) int64
-        -1 in frames that have no reference, or one with other cells.
-    """
-    comparable = (reference >= 0) & (pictures.sizes == pictures.sizes[reference.clamp_min(0)])
-    place = torch.arange(pictures.index.numel(), device=pictures.index.device) - pictures.starts[pictures.index]
-    other = pictures.starts[reference.clamp_min(0)][pictures.index] + place
-    other = torch.where(comparable[pictures.index], other, -1)
-    here = torch.nonzero(other >= 0).flatten()
-    for cell in (tokens.row, tokens.col):
-        moved = cell[pictures.rows[here]] != cell[pictures.rows[other[here]]]
-        comparable[pictures.index[here[moved]]] = False
-    return torch.where(comparable[pictures.index], other, -1)
-
-
-def distances(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return 1 - cosine (n,) float32 of the rows ``first`` (n,) and ``second`` (n,) of ``features`` (N, D).
-
-    Raises
-    ------
-    ModelError
-        One is not finite.
-    """
-    parts = [
-        1 - (unit(features[first[part]], _EPS) * unit(features[second[part]], _EPS)).sum(1)
-        for part in row_chunks(first.numel(), features.shape[1])
-    ]
-    out = torch.cat(parts) if parts else features.new_zeros(0, dtype=torch.float32)
-    if not bool(torch.isfinite(out).all()):
-        raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
-    return torch.where(out < SAME, torch.zeros_like(out), out)
-
-
-__all__ = ["LEAST", "SAME", "DyCoke", "counterparts", "distances", "partners"]
+__all__ = ["LEAST", "DyCoke", "partners"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from omnicli.compress.base import everything
 from omnicli.compress.budget import spread
 from omnicli.compress.groups import Groups, best_in_groups, frames, group
-from omnicli.compress.ops import row_chunks, unit
+from omnicli.compress.ops import finite, row_chunks, unit
 from omnicli.compress.published import Baseline, thinned
 from omnicli.errors import ModelError
 from omnicli.types import MediaTokens, Modality, Query, Selection
@@ -135,8 +135,7 @@ class FastVID(Baseline):
         pictures = frames(tokens)
         saliency = attention[pictures.rows].float()
         likeness = similarities(tokens.features, pictures)
-        if not bool(torch.isfinite(likeness).all() & torch.isfinite(saliency).all()):
-            raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
+        finite(likeness), finite(saliency)
         layout = lay_out(likeness.cpu(), self.segments, self.threshold, self.anchor_step, self.ignore)
         sizes = pictures.sizes.cpu()
         if self.mode == "clean":

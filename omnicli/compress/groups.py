@@ -79,6 +79,34 @@ def runs(tokens: MediaTokens, modality: Modality) -> Groups:
     return group(rows, rows - torch.arange(rows.numel(), device=rows.device))
 
 
+def counterparts(tokens: MediaTokens, pictures: Groups, reference: Tensor) -> Tensor:
+    """Return for each picture token the place (n,) of the same cell in its frame's reference frame.
+
+    Parameters
+    ----------
+    tokens : MediaTokens
+        The clip.
+    pictures : Groups
+        Its frames; places index ``pictures.rows``.
+    reference : Tensor (F,) int64
+        Another frame for each frame; -1: none.
+
+    Returns
+    -------
+    Tensor (n,) int64
+        -1 in frames that have no reference, or one with other cells.
+    """
+    comparable = (reference >= 0) & (pictures.sizes == pictures.sizes[reference.clamp_min(0)])
+    place = torch.arange(pictures.index.numel(), device=pictures.index.device) - pictures.starts[pictures.index]
+    other = pictures.starts[reference.clamp_min(0)][pictures.index] + place
+    other = torch.where(comparable[pictures.index], other, -1)
+    here = torch.nonzero(other >= 0).flatten()
+    for cell in (tokens.row, tokens.col):
+        moved = cell[pictures.rows[here]] != cell[pictures.rows[other[here]]]
+        comparable[pictures.index[here[moved]]] = False
+    return torch.where(comparable[pictures.index], other, -1)
+
+
 def best(scores: Tensor, k: int) -> Tensor:
     """Return the ascending indices (k,) of the ``k`` largest ``scores`` (n,); of equal ones the first."""
     if k <= 0:
@@ -97,4 +125,4 @@ def best_in_groups(scores: Tensor, groups: Groups, quota: Tensor) -> Tensor:
     return order[rank < quota.to(order.device).repeat_interleave(groups.sizes)].sort().values
 
 
-__all__ = ["Groups", "best", "best_in_groups", "frames", "group", "runs", "stretches", "windows"]
+__all__ = ["Groups", "best", "best_in_groups", "counterparts", "frames", "group", "runs", "stretches", "windows"]

@@ -26,7 +26,7 @@ from torch import Tensor
 from omnicli.compress.base import everything
 from omnicli.compress.budget import Budgeted, spread
 from omnicli.compress.groups import Groups, best, best_in_groups, frames
-from omnicli.compress.ops import row_chunks
+from omnicli.compress.ops import finite, row_chunks
 from omnicli.errors import ModelError
 from omnicli.types import MediaTokens, Modality, Query, Selection
 
@@ -114,9 +114,7 @@ class Omac(Budgeted):
         else:
             wanted = math.ceil(self.frame_keep * count)
         wanted = min(wanted, total, count)
-        score = _frame_scores(tokens.features, groups, query.embeddings)
-        if not bool(torch.isfinite(score).all()):
-            raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
+        score = finite(_frame_scores(tokens.features, groups, query.embeddings))
         starts = groups.rows[groups.starts]
         begin, end = tokens.start_s[starts], tokens.end_s[groups.rows].max()
         bins = max(1, wanted // 2) if bool((score != 0).any()) else wanted
@@ -238,9 +236,7 @@ def _anchors(tokens: MediaTokens, sound: Tensor, interval: Tensor, quota: Tensor
         return sound[:0]
     if tokens.saliency is None:
         raise ModelError("omac chooses sound by the audio encoder's saliency, which this model does not capture")
-    saliency = tokens.saliency[sound].float()
-    if not bool(torch.isfinite(saliency).all()):
-        raise ModelError("the audio encoder's saliency is not finite; try --dtype float32 or bfloat16")
+    saliency = finite(tokens.saliency[sound].float())
     if quota.numel() == 0:
         return best(saliency, total)
     sizes = torch.bincount(interval, minlength=quota.numel())

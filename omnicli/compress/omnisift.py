@@ -8,33 +8,29 @@ report says so.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import Self
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import spread
 from omnicli.compress.groups import Groups, best_in_groups, frames, group, windows
-from omnicli.compress.ops import row_chunks, unit
+from omnicli.compress.ops import finite, row_chunks, unit
 from omnicli.compress.published import Published
-from omnicli.errors import ConfigError, ModelError
+from omnicli.compress.selector import Selector, load_selector
+from omnicli.compress.weights import beside
+from omnicli.errors import ConfigError
 from omnicli.types import MediaTokens, Modality, Query, Selection
 
 SELECTOR_FILE = "omnisift_selector.safetensors"
 """A selector of this name in a model's folder is used by ``selector: auto``."""
 
 AUTO, UNTRAINED = "auto", "untrained"
-
-HEAD_WIDTH = 64
-"""Width of an attention head where the file does not say how many heads there are (512 in 8 heads)."""
 
 MEMORY = 16 * 2**20
 """Bytes that one batch of frames or chunks may need."""
@@ -87,8 +83,7 @@ class OmniSIFT(Published):
         """Return the method with the selector in the model's folder, if it is to choose one and there is one."""
         if self.selector != AUTO:
             return self
-        file = Path(model_folder) / SELECTOR_FILE
-        return dataclasses.replace(self, selector=str(file) if file.is_file() else UNTRAINED)
+        return dataclasses.replace(self, selector=beside(model_folder, SELECTOR_FILE, UNTRAINED))
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Choose pictures, then sound by what is left of them.
@@ -110,7 +105,7 @@ class OmniSIFT(Published):
         pictures, sound = chunks.pictures, chunks.sound
         video, audio = self.ratios(tokens) if official else (0.0, 0.0)
         left = pictures.sizes - _floors(pictures.sizes, video) if official else spread(plan.video, pictures.sizes)
-        kept = best_in_groups(-_checked(redundancy(tokens.features, chunks)), pictures, left)
+        kept = best_in_groups(-finite(redundancy(tokens.features, chunks)), pictures, left)
         seen = group(pictures.rows[kept], chunks.of_frame[pictures.index[kept]])
 
         of_seen = chunks.of_frame[pictures.index[kept[seen.starts]]]
@@ -125,7 +120,7 @@ class OmniSIFT(Published):
         which = torch.searchsorted(of_seen, chunks.of_sound[asked])
         judge = nearest if selector is None else selector
         for places, value in _scores(tokens.features, sound, asked, seen, which, judge=judge):
-            score[places] = _checked(value)
+            score[places] = finite(value)
         heard = sound.rows[best_in_groups(score, sound, quota)]
         budget = {"video": kept.numel(), "audio": heard.numel()}
         indices = torch.cat([seen.rows, heard]).sort().values
@@ -189,12 +184,6 @@ def _floors(sizes: Tensor, ratio: float) -> Tensor:
     """Return how many tokens of each group go where ``ratio`` stays: rounded down."""
     # 1 - ratio may be a hair below the share it stands for.
     return (sizes.double() * (1 - min(1.0, max(0.0, ratio))) + 1e-9).long()
-
-
-def _checked(values: Tensor) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
-        raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
-    return values
 
 
 def redundancy(features: Tensor, chunks: Chunks) -> Tensor:
@@ -277,175 +266,4 @@ def nearest(video: Tensor, audio: Tensor, padding: Tensor) -> Tensor:
     return cosine.masked_fill_(padding[:, None], -torch.inf).amax(-1)
 
 
-@dataclass(frozen=True)
-class Selector:
-    """The trained network that scores sound by the pictures of its moment, h wide (OmniSIFT, audio selector).
-
-    Both modalities are projected and normalised, sound attends to pictures, is added and normalised again, and two
-    layers with SiLU between them give one number. The paper's network ends in a sigmoid, which changes no order.
-
-    Attributes
-    ----------
-    video, audio : pair of Tensor (h, d), (h,)
-        Projections from the model's width d: weight and bias.
-    video_norm, audio_norm, norm : pair of Tensor (h,)
-        Layer norms (weight and bias) of the projected pictures, the projected sound, and the sum.
-    inward : pair of Tensor (3h, h), (3h,)
-        Query, key and value projections of the attention, stacked.
-    outward : pair of Tensor (h, h), (h,)
-        Its output projection.
-    hidden, last : pair of Tensor (m, h), (m,) and (1, m), (1,)
-        The two final layers.
-    heads : int
-        Attention heads.
-    """
-
-    video: tuple[Tensor, Tensor]
-    audio: tuple[Tensor, Tensor]
-    video_norm: tuple[Tensor, Tensor]
-    audio_norm: tuple[Tensor, Tensor]
-    norm: tuple[Tensor, Tensor]
-    inward: tuple[Tensor, Tensor]
-    outward: tuple[Tensor, Tensor]
-    hidden: tuple[Tensor, Tensor]
-    last: tuple[Tensor, Tensor]
-    heads: int
-
-    def __post_init__(self) -> None:
-        (h, d), m = self.video[0].shape, self.hidden[0].shape[0]
-        expected = {
-            "video": (h, d), "audio": (h, d), "video_norm": (h,), "audio_norm": (h,), "norm": (h,),
-            "inward": (3 * h, h), "outward": (h, h), "hidden": (m, h), "last": (1, m),
-        }  # fmt: skip
-        for name, shape in expected.items():
-            weight, bias = getattr(self, name)
-            if tuple(weight.shape) != shape or tuple(bias.shape) != shape[:1]:
-                raise ValueError(f"{name} has shapes {tuple(weight.shape)} and {tuple(bias.shape)}, expected {shape}")
-        if self.heads < 1 or h % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {h}")
-
-    @property
-    def width(self) -> int:
-        """Width of the model's embeddings."""
-        return self.video[0].shape[1]
-
-    def to(self, device: torch.device) -> Selector:
-        """Return it as fp32 on ``device``."""
-        pairs = [f.name for f in dataclasses.fields(self) if f.name != "heads"]
-        return Selector(
-            **{n: tuple(t.to(device, torch.float32) for t in getattr(self, n)) for n in pairs}, heads=self.heads
-        )
-
-    def __call__(self, video: Tensor, audio: Tensor, padding: Tensor) -> Tensor:
-        """Return scores (B, A) of sound (B, A, d) by pictures (B, V, d), but those of ``padding`` (B, V); all fp32."""
-        h = self.norm[0].shape
-        v = functional.layer_norm(functional.linear(video, *self.video), h, *self.video_norm)
-        a = functional.layer_norm(functional.linear(audio, *self.audio), h, *self.audio_norm)
-        weights, biases = self.inward[0].chunk(3), self.inward[1].chunk(3)
-        q, k, v = (
-            functional.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip((a, v, v), weights, biases, strict=True)
-        )
-        found = functional.scaled_dot_product_attention(q, k, v, attn_mask=~padding[:, None, None])
-        found = functional.linear(found.transpose(1, 2).flatten(2), *self.outward)
-        x = functional.layer_norm(found + a, h, *self.norm)
-        return functional.linear(functional.silu(functional.linear(x, *self.hidden)), *self.last)[..., 0]
-
-    @classmethod
-    def from_dict(cls, tensors: Mapping[str, Tensor], heads: int | None = None) -> Selector:
-        """Return the selector with these tensors, told apart by their shapes and by words in their names.
-
-        The attention's end in ``in_proj_weight``, ``in_proj_bias``, ``out_proj.weight`` and ``out_proj.bias``; names of
-        projections and norms hold ``video`` (or ``visual``) or ``audio``; the last norm's hold neither.
-
-        Parameters
-        ----------
-        tensors : mapping of str to Tensor
-            Weights and biases.
-        heads : int or None
-            None: one per `HEAD_WIDTH` of the width.
-
-        Raises
-        ------
-        ValueError
-            One is missing or cannot be told from another.
-        """
-        inward = _only([n for n in tensors if n.endswith("in_proj_weight")], "in_proj_weight")
-        attention = inward.removesuffix("in_proj_weight")
-        own = {n: t for n, t in tensors.items() if n.endswith("weight") and not (attention and n.startswith(attention))}
-        own = {n: t for n, t in own.items() if n not in (inward, f"{attention}out_proj.weight")}
-        h = tensors[inward].shape[-1]
-        norms = {n: kind for n, t in own.items() if t.ndim == 1 for kind in [_kind(n)]}
-        dense = {n: t.shape for n, t in own.items() if t.ndim == 2}
-        last = _only([n for n, s in dense.items() if s[0] == 1], "last layer")
-        inner = [n for n, s in dense.items() if n != last and tuple(s) == (dense[last][1], h)]
-        inner = [n for n in inner if not _kind(n)] or inner
-        hidden = _only(inner, "layer before the last")
-        projections = {n: _kind(n) for n in dense if n not in (last, hidden)}
-        names = {
-            "video": _only([n for n, kind in projections.items() if kind == "video"], "video projection"),
-            "audio": _only([n for n, kind in projections.items() if kind == "audio"], "audio projection"),
-            "video_norm": _only([n for n, kind in norms.items() if kind == "video"], "video norm"),
-            "audio_norm": _only([n for n, kind in norms.items() if kind == "audio"], "audio norm"),
-            "norm": _only([n for n, kind in norms.items() if not kind], "last norm"),
-            "inward": inward,
-            "outward": f"{attention}out_proj.weight",
-            "hidden": hidden,
-            "last": last,
-        }
-        pairs = {key: (n, n.removesuffix("weight") + "bias") for key, n in names.items()}
-        missing = [n for pair in pairs.values() for n in pair if n not in tensors]
-        if missing:
-            raise ValueError(f"holds no {', '.join(missing)}")
-        made = {key: (tensors[w], tensors[b]) for key, (w, b) in pairs.items()}
-        return cls(**made, heads=max(1, h // HEAD_WIDTH) if heads is None else heads)
-
-
-def _kind(name: str) -> str:
-    """Return ``video`` or ``audio`` where a word of ``name`` says so, else nothing."""
-    found = {
-        kind
-        for word in re.split(r"[^a-z]+", name.lower())
-        for kind, begins, alone in (("video", ("vid", "vis"), "v"), ("audio", ("aud", "sound"), "a"))
-        if word.startswith(begins) or word == alone
-    }
-    return found.pop() if len(found) == 1 else ""
-
-
-def _only(names: list[str], what: str) -> str:
-    if len(names) != 1:
-        raise ValueError(f"holds {len(names)} tensors that may be the {what}, expected 1")
-    return names[0]
-
-
-def load_selector(path: Path) -> Selector:
-    """Return the selector in a safetensors file: all its tensors, or those of ``compressor`` where it holds more.
-
-    Raises
-    ------
-    ConfigError
-        It cannot be read or does not hold what a selector holds.
-    """
-    try:
-        return _load(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-@lru_cache(maxsize=2)
-def _load(path: Path, changed_ns: int) -> Selector:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            heads = (file.metadata() or {}).get("heads")
-            within = re.compile(r"(^|\.)compressor\.")
-            names = [n for n in names if within.search(n)] or names
-            tensors = {within.split(n)[-1]: file.get_tensor(n) for n in names}
-        return Selector.from_dict(tensors, None if heads is None else int(heads))
-    except (SafetensorError, ValueError) as error:
-        raise ConfigError(f"{path}: is no OmniSIFT selector: {error}") from None
-
-
-__all__ = ["SELECTOR_FILE", "Chunks", "OmniSIFT", "Selector", "evenly", "load_selector", "nearest", "redundancy"]
+__all__ = ["SELECTOR_FILE", "Chunks", "OmniSIFT", "evenly", "nearest", "redundancy"]

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import Budget, spread
-from omnicli.compress.dycoke import SAME, counterparts, distances
-from omnicli.compress.groups import Groups, best, best_in_groups, frames, group, runs, windows
-from omnicli.compress.ops import CHUNK_BYTES, row_chunks, unit
+from omnicli.compress.groups import Groups, best, best_in_groups, counterparts, frames, group, runs, windows
+from omnicli.compress.ops import CHUNK_BYTES, SAME, distances, finite, row_chunks, unit
 from omnicli.compress.published import Published
 from omnicli.errors import ModelError
 from omnicli.types import MediaTokens, Modality, Query, Selection
@@ -307,8 +306,7 @@ class OmniZip(Published):
             for part in row_chunks(len(inside), cells * max(width, 4 * cells), limit=_FRAMES_BYTES):
                 x = unit(tokens.features[rows[inside[part]]], _EPS)
                 score[inside[part]] = density_peaks(x, self.neighbours, ties_by_index=clean)
-        if not bool(torch.isfinite(score).all()):
-            raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
+        finite(score)
         return rows[best_in_groups(score, pictures, quota)]
 
 
@@ -375,8 +373,7 @@ def nearest(features: Tensor, rows: Tensor, among: Tensor) -> tuple[Tensor, Tens
             better = value > top[part]
             top[part] = torch.where(better, value, top[part])
             place[part] = torch.where(better, at + block.start, place[part])
-    if not bool(torch.isfinite(top).all()):
-        raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
+    finite(top)
     return top, place
 
 
@@ -406,8 +403,7 @@ def seen_meanwhile(tokens: MediaTokens, rows: Tensor) -> Tensor:
             pictures = unit(x[blocks.rows[seen[part]]], _EPS)
             cosine = unit(x[rows[places[part]]], _EPS) @ pictures.transpose(1, 2)
             out[places[part]] = cosine.amax(2)
-    if not bool(torch.isfinite(out).all()):
-        raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
+    finite(out)
     return out
 
 

@@ -7,8 +7,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from omnicli.errors import ModelError
+
 CHUNK_BYTES = 4 * 2**20
 """Working memory of a pass over the tokens' features: small enough for the cache and to be reused by the allocator."""
+
+SAME = 2e-6
+"""Cosine distances below this are 0: it is what fp32 products of equal rows differ by, and would rank duplicates."""
+
+
+EPS = 1e-8
+"""What is added to a row's length before dividing by it."""
 
 
 def row_chunks(n: int, width: int, itemsize: int = 4, limit: int = CHUNK_BYTES) -> Iterator[slice]:
@@ -26,10 +35,33 @@ def sums_by(features: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tenso
     return sums, torch.bincount(group, minlength=groups)
 
 
-def unit(features: Tensor, eps: float = 1e-8) -> Tensor:
+def finite(values: Tensor) -> Tensor:
+    """Return ``values`` as they are; `ModelError` where one is not finite."""
+    if not bool(torch.isfinite(values).all()):
+        raise ModelError("the encoders' output is not finite; try --dtype float32 or bfloat16")
+    return values
+
+
+def unit(features: Tensor, eps: float = EPS) -> Tensor:
     """Return rows (..., D) as fp32 of length 1; ``eps`` is added to the length, so a zero row stays zero."""
     rows = features.float()
     return rows / (rows.norm(dim=-1, keepdim=True) + eps)
+
+
+def distances(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return 1 - cosine (n,) float32 of the rows ``first`` (n,) and ``second`` (n,) of ``features`` (N, D).
+
+    Raises
+    ------
+    ModelError
+        One is not finite.
+    """
+    parts = [
+        1 - (unit(features[first[part]]) * unit(features[second[part]])).sum(1)
+        for part in row_chunks(first.numel(), features.shape[1])
+    ]
+    out = torch.cat(parts) if parts else features.new_zeros(0, dtype=torch.float32)
+    return torch.where(finite(out) < SAME, torch.zeros_like(out), out)
 
 
 def zscore(values: Tensor, where: Tensor) -> Tensor:
@@ -48,4 +80,4 @@ def zscore(values: Tensor, where: Tensor) -> Tensor:
     return torch.where(flat, zero, centred / torch.where(flat, torch.ones_like(variance), variance).sqrt())
 
 
-__all__ = ["CHUNK_BYTES", "row_chunks", "sums_by", "unit", "zscore"]
+__all__ = ["CHUNK_BYTES", "EPS", "SAME", "distances", "finite", "row_chunks", "sums_by", "unit", "zscore"]

@@ -16,8 +16,8 @@ from torch import Tensor
 from omnicli.compress import schedule
 from omnicli.compress.base import MODALITIES, everything
 from omnicli.compress.budget import PROPORTIONAL, level_repair, spread
-from omnicli.compress.divprune import pick_in_groups
 from omnicli.compress.groups import Groups, best, best_in_groups, frames, group, runs, stretches, windows
+from omnicli.compress.max_min import pick_in_groups
 from omnicli.compress.ops import zscore
 from omnicli.compress.published import Published
 from omnicli.errors import ConfigError, ModelError

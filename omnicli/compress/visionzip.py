@@ -16,7 +16,7 @@ from torch import Tensor
 from omnicli.compress.base import everything
 from omnicli.compress.budget import spread
 from omnicli.compress.groups import Groups, best_in_groups, frames, stretches, windows
-from omnicli.compress.ops import row_chunks, unit
+from omnicli.compress.ops import finite, row_chunks, unit
 from omnicli.compress.published import Baseline, thinned
 from omnicli.errors import ModelError
 from omnicli.types import MediaTokens, Modality, Query, Selection
@@ -26,7 +26,6 @@ SAME = 1e-6
 
 _EPS = 1e-6
 _MEMORY = 64 * 2**20  # bytes of similarities at once
-_BROKEN = "the encoders' output is not finite; try --dtype float32 or bfloat16"
 
 Shares = tuple[Tensor, Tensor]
 """Dominant and contextual tokens of each group, both (G,) int64."""
@@ -161,10 +160,7 @@ class VisionZip(Baseline):
     def _captured(self, what: str, values: Tensor | None, rows: Tensor) -> Tensor:
         if values is None:
             raise ModelError(f"{self.name}: this model's encoders give no {what}")
-        own = values[rows]
-        if not bool(torch.isfinite(own).all()):
-            raise ModelError(_BROKEN)
-        return own
+        return finite(values[rows])
 
     def _merged(self, features: Tensor, target: Tensor, other: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of targets that got any of ``other``, and what they become (c, D) in the features' dtype."""
@@ -183,9 +179,7 @@ class VisionZip(Baseline):
             new = features[target[got]].float() + new / number
         else:
             new = (features[target[got]].float() + new) / (1 + number)
-        if not bool(torch.isfinite(new).all()):
-            raise ModelError(_BROKEN)
-        return target[got], new.to(features.dtype)
+        return target[got], finite(new).to(features.dtype)
 
 
 def _owners(keys: Tensor, groups: Groups, contextual: Tensor, target: Tensor, other: Tensor) -> Tensor:

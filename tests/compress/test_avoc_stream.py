@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
-from omnicli.compress import avoc_stream
+from omnicli.compress import streaming
 from omnicli.compress.avoc import Avoc, Projections, scores
-from omnicli.compress.avoc_stream import AvocStream, Stream
+from omnicli.compress.avoc_stream import AvocStream
+from omnicli.compress.streaming import Stream
 from omnicli.errors import ConfigError, ModelError
 from omnicli.types import MediaTokens, Modality, Query, Selection
 from tests.compress.clips import clip, query
@@ -58,7 +59,7 @@ def naive(tokens: MediaTokens, question: Query, method: AvocStream) -> list[int]
             seen[m] += come[m]
         counts = (len(seen[0]), len(seen[1]))
         candidates = (len(held[0]) + len(come[0]), len(held[1]) + len(come[1]))
-        shares = method.shares(counts, candidates, (1.0, 1.0))
+        shares = method.shares_of(*counts, (1.0, 1.0), candidates)
         for m, share in ((0, shares.video), (1, shares.audio)):
             if not come[m]:
                 continue
@@ -81,11 +82,11 @@ def naive(tokens: MediaTokens, question: Query, method: AvocStream) -> list[int]
                 penalty[first] = lowered[first]
                 for i in left:
                     lowered[i] = max(lowered[i], similar[i, first])
-            room = min(method.room(counts), math.ceil(avoc_stream.SLACK * share))
+            room = min(method.total_of(*counts), math.ceil(streaming.SLACK * share))
             best = sorted(held[m] + come[m], key=lambda i: (-(gain[i] - weight * penalty[i]), i))
             held[m] = sorted(best[:room])
             live_of[m] = [i for i in live if i in held[m]]
-    budget = method.shares((len(seen[0]), len(seen[1])), (len(held[0]), len(held[1])), (1.0, 1.0))
+    budget = method.shares_of(len(seen[0]), len(seen[1]), (1.0, 1.0), (len(held[0]), len(held[1])))
     kept: list[int] = []
     for m, k in ((0, budget.video), (1, budget.audio)):
         gain = gains(m) if seen[m] else {}
@@ -207,7 +208,7 @@ def test_without_diversity_the_best_scores_stay():
 
 
 def test_few_live_tokens_still_meet_the_budget(monkeypatch):
-    monkeypatch.setattr(avoc_stream, "LIVE", 10)
+    monkeypatch.setattr(streaming, "LIVE", 10)
     tokens = clip(blocks=3, pictures=4, sounds=30)
     stream = Stream(AvocStream(tokens=60), query().embeddings)
     for block in blocks_of(tokens):

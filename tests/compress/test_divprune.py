@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from omnicli.compress import divprune
-from omnicli.compress.divprune import DivPrune, max_min_picks, pick_in_groups, rounded
+from omnicli.compress import max_min
+from omnicli.compress.divprune import DivPrune, rounded
 from omnicli.compress.divprune_om import DivPruneOm
 from omnicli.compress.groups import frames, group
+from omnicli.compress.max_min import max_min_picks, pick_in_groups
 from omnicli.errors import ConfigError, ModelError
 from omnicli.types import MediaTokens, Modality, Selection
 from tests.compress.clips import clip, query
@@ -104,7 +105,7 @@ def test_picks_are_those_of_the_slow_loop(seed, weighted, monkeypatch):
         got = max_min_picks(x, k, weight)
         assert got.dtype == torch.int64 and got.tolist() == expected
         with monkeypatch.context() as small:
-            small.setattr(divprune, "MEMORY", 1000)  # matrices in several batches, or not at all
+            small.setattr(max_min, "MEMORY", 1000)  # matrices in several batches, or not at all
             assert max_min_picks(x, k, weight).tolist() == expected
 
 
@@ -116,9 +117,9 @@ def test_weights_decide_and_zero_ones_come_last():
     assert max_min_picks(x, 5, weight).tolist() == [[0, 1, 2, 5, 7]]
 
 
-@pytest.mark.parametrize("memory", [divprune.MEMORY, 1000], ids=["matrix", "running minimum"])
+@pytest.mark.parametrize("memory", [max_min.MEMORY, 1000], ids=["matrix", "running minimum"])
 def test_duplicates_are_picked_last_and_nothing_twice(memory, monkeypatch):
-    monkeypatch.setattr(divprune, "MEMORY", memory)
+    monkeypatch.setattr(max_min, "MEMORY", memory)
     different = torch.randn(5, 64, generator=torch.Generator().manual_seed(2)) * 30
     x = different.repeat(8, 1)[None]
     for k in (4, 5, 12, 39):
@@ -133,7 +134,7 @@ def test_long_groups_need_no_matrix(monkeypatch):
     g = torch.Generator().manual_seed(4)
     x, weight = torch.randn(1, 700, 12, generator=g), torch.rand(1, 700, generator=g)
     expected = [max_min_picks(x, k, w) for k in (1, 90, 400) for w in (None, weight)]
-    monkeypatch.setattr(divprune, "MEMORY", 700 * 700)
+    monkeypatch.setattr(max_min, "MEMORY", 700 * 700)
     assert [max_min_picks(x, k, w).tolist() for k in (1, 90, 400) for w in (None, weight)] == [
         e.tolist() for e in expected
     ]
@@ -259,15 +260,15 @@ def test_padding_and_batches_change_nothing(monkeypatch):
     groups = frames(tokens)
     quota = (groups.sizes + 1) // 3
     whole = pick_in_groups(tokens.features, groups, quota, rows=groups.rows)
-    monkeypatch.setattr(divprune, "MEMORY", 4 * 200)
-    monkeypatch.setattr(divprune, "_GRAM", 4 * 16 * 13)
+    monkeypatch.setattr(max_min, "MEMORY", 4 * 200)
+    monkeypatch.setattr(max_min, "_GRAM", 4 * 16 * 13)
     assert torch.equal(pick_in_groups(tokens.features, groups, quota, rows=groups.rows), whole)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("memory", [divprune.MEMORY, 100], ids=["matrix", "running minimum"])
+@pytest.mark.parametrize("memory", [max_min.MEMORY, 100], ids=["matrix", "running minimum"])
 def test_broken_embeddings_are_an_error(bad, memory, monkeypatch):
-    monkeypatch.setattr(divprune, "MEMORY", memory)
+    monkeypatch.setattr(max_min, "MEMORY", memory)
     tokens = clip()
     tokens.features[3, 2] = bad
     with pytest.raises(ModelError, match="not finite"):

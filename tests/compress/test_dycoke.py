@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from omnicli.compress.dycoke import DyCoke, counterparts, distances, partners
-from omnicli.compress.groups import frames
+from omnicli.compress.dycoke import DyCoke, partners
+from omnicli.compress.groups import counterparts, frames
+from omnicli.compress.ops import distances
 from omnicli.errors import ConfigError, ModelError
 from omnicli.types import MediaTokens, Modality, Selection
 from tests.compress.clips import clip, query

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from omnicli.compress.budget import spread
-from omnicli.compress.omnisift import SELECTOR_FILE, OmniSIFT, Selector, load_selector
+from omnicli.compress.omnisift import SELECTOR_FILE, OmniSIFT
+from omnicli.compress.selector import Selector, load_selector
 from omnicli.errors import ConfigError, ModelError
 from omnicli.types import MediaTokens, Modality, Selection
 from tests.compress.clips import clip, query
