@@ -57,6 +57,8 @@ class MediaConfig:
     clock : true or nominal
         ``true``: pictures and sound share the file's clock. ``nominal``: pictures are laid out at the family's default
         rate whatever time passed between them, as the papers' scripts did; times in the result are then nominal too.
+    decoder : auto or cpu
+        ``auto``: pictures for a model on a graphics card are decoded by the card if it can (NVDEC).
     """
 
     fps: float = 1.0
@@ -70,6 +72,7 @@ class MediaConfig:
     exact_mel: bool = True
     audio_limit: float | None = None
     clock: Literal["true", "nominal"] = "true"
+    decoder: Literal["auto", "cpu"] = "auto"
 
     def __post_init__(self) -> None:
         problems = []

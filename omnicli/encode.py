@@ -1,18 +1,23 @@
 """From a file to encoded tokens: sample, decode and encode in pieces of bounded size, on one clock.
 
+Pictures and sound are decoded in threads of their own, a few pieces ahead of the encoders; on many cores the pictures
+in several stretches of the film at a time. What comes out does not depend on which piece was ready first.
+
 Knows media and models, nothing of methods and questions. What the file holds and what was used of it come out beside
 the tokens, with a warning for everything that was cut or could not be read.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
+from omnicli.ahead import ahead
 from omnicli.errors import MediaError
 from omnicli.media import audio, sampling, video
 from omnicli.media.container import DecodeStats
@@ -68,23 +73,24 @@ def encode(
     if start >= info.duration_s:
         raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s; there is nothing from {start:g} s on")
     job = _Job(info, settings, model, capture, (start, end), clock, progress)
-    seen, heard = DecodeStats(), DecodeStats()
-    times, pieces, size = _pictures(job, seen)
-    sounds: list[EncodedAudio] = []
-    if settings.audio != "off":
-        sounds = _sound(job, heard)
-        if not sounds and (settings.require_audio or settings.audio == "on"):
-            raise MediaError(
-                f"{info.path}: {'no sound track' if info.audio is None else 'the sound track gives no sound'}; "
-                "drop --require-audio or --audio on to answer from pictures only"
-            )
+    pictures, sound = _Pictures(job), _Sound(job)
+    _run(job, [pictures, sound])
+    if pictures.torn:
+        pictures = _Pictures(job, stretches=1)
+        _run(job, [pictures])
+    times, pieces, sounds = pictures.times, pictures.pieces, sound.pieces
+    if not sounds and (settings.require_audio or settings.audio == "on"):
+        raise MediaError(
+            f"{info.path}: {'no sound track' if info.audio is None else 'the sound track gives no sound'}; "
+            "drop --require-audio or --audio on to answer from pictures only"
+        )
     if not pieces and not sounds:
         raise MediaError(f"{info.path}: no picture and no sound between {start:g} s and {end:g} s")
     laid_out = times if settings.clock == "true" else [start + i / model.nominal_fps for i in range(len(times))]
     with clock.stage("preprocess"):
         clip = model.assemble(pieces, laid_out, sounds, start, end)
-    used = _used(job, times, sounds, size)
-    return Encoded(clip, used, tuple(_warnings(info, settings, used, seen, heard)))
+    used = _used(job, times, sounds, pictures.size)
+    return Encoded(clip, used, tuple(_warnings(info, settings, used, pictures.stats, sound.stats)))
 
 
 @dataclass(frozen=True)
@@ -100,57 +106,158 @@ class _Job:
     progress: Progress
 
 
-def _pictures(job: _Job, stats: DecodeStats) -> tuple[list[float], list[EncodedVideo], tuple[int, int]]:
-    """Return the true times of the frames used, their encoded pieces, and the frame size (height, width)."""
-    info, settings, model, span = job.info, job.settings, job.model, job.span
-    if info.video is None or info.frames is None or span[0] >= info.frames.end_s:
-        return [], [], (0, 0)
-    wanted = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, *span)
-    size = model.frame_size(
-        info.video.width,
-        info.video.height,
-        len(wanted),
-        min_pixels=settings.min_pixels,
-        max_pixels=settings.max_pixels,
-    )
-    frames = timed(video.read_frames(info, wanted, *size, stats=stats), job.clock, "decode_video")
-    times: list[float] = []
-    pieces: list[EncodedVideo] = []
-    for batch in batched(frames, model.video_batch):
-        times += [time_s for time_s, _ in batch]
-        job.progress("decode_video", times[-1] - span[0], span[1] - span[0])
+def _run(job: _Job, senses: list[_Pictures | _Sound]) -> None:
+    """Decode in threads and encode what is ready, until all is done."""
+    sources: list[tuple[_Pictures | _Sound, Iterator[Any]]] = [(s, source) for s in senses for source in s.sources]
+    with ahead([source for _, source in sources]) as items:
+        while True:
+            begin = job.clock.elapsed()
+            found = next(items, None)
+            if found is None:
+                break
+            sense: Any = sources[found[0]][0]
+            job.clock.waited(sense.decode, job.clock.elapsed() - begin)
+            sense.take(found[1])
+    for sense in senses:
+        sense.finish()
+
+
+class _Pictures:
+    """The frames of a span: ``sources`` decode them in batches, `take` encodes a batch.
+
+    Attributes
+    ----------
+    times : list of float
+        True times of the frames used; complete after `finish`, as is ``pieces``.
+    size : (int, int)
+        Height and width of a frame.
+    """
+
+    decode = "decode_video"
+
+    def __init__(self, job: _Job, stretches: int | None = None) -> None:
+        self.job = job
+        self.times: list[float] = []
+        self.pieces: list[EncodedVideo] = []
+        self.size = (0, 0)
+        self.sources: list[Iterator[_Batch]] = []
+        self._stats: list[DecodeStats] = []
+        self._done: dict[int, tuple[list[float], EncodedVideo]] = {}
+        self._seen = 0
+        info, settings, model, span = job.info, job.settings, job.model, job.span
+        if info.video is None or info.frames is None or span[0] >= info.frames.end_s:
+            return
+        wanted = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, *span)
+        self._wanted = len(wanted)
+        self.size = model.frame_size(
+            info.video.width,
+            info.video.height,
+            len(wanted),
+            min_pixels=settings.min_pixels,
+            max_pixels=settings.max_pixels,
+        )
+        batches = -(-len(wanted) // model.video_batch)
+        stretches = video.stretches(batches) if stretches is None else stretches
+        threads = video.decoder_threads(info, stretches)
+        hardware = settings.decoder == "auto" and model.device.type == "cuda"
+        for first, end in itertools.pairwise(round(i * batches / stretches) for i in range(stretches + 1)):
+            self._stats.append(DecodeStats())
+            part = wanted[first * model.video_batch : end * model.video_batch]
+            frames = video.read_frames(
+                info, part, *self.size, stats=self._stats[-1], threads=threads, hardware=hardware
+            )
+            self.sources.append(self._read(timed(frames, job.clock, self.decode), first))
+
+    def _read(self, frames: Iterator[tuple[float, np.ndarray]], first: int) -> Iterator[_Batch]:
+        try:
+            for place, batch in enumerate(batched(frames, self.job.model.video_batch), start=first):
+                rgb = torch.from_numpy(np.stack([rgb for _, rgb in batch]))
+                yield _Batch(place, [time_s for time_s, _ in batch], rgb)
+        except MediaError:  # not one frame of this stretch: a single reading finds what there is
+            if len(self.sources) == 1:
+                raise
+
+    def take(self, batch: _Batch) -> None:
+        """Encode a batch."""
+        job = self.job
         with job.clock.stage("encode_video"):
-            pieces.append(model.encode_video(torch.from_numpy(np.stack([rgb for _, rgb in batch])), job.capture))
-        job.progress("encode_video", times[-1] - span[0], span[1] - span[0])
-    return times, pieces, size
+            self._done[batch.place] = (batch.times, job.model.encode_video(batch.frames, job.capture))
+        self._seen += len(batch.times)
+        done_s = self._seen / self._wanted * (job.span[1] - job.span[0])
+        for stage in (self.decode, "encode_video"):
+            job.progress(stage, done_s, job.span[1] - job.span[0])
+
+    def finish(self) -> None:
+        """Put what was encoded into the film's order."""
+        done = [self._done[place] for place in sorted(self._done)]
+        self.times = [time_s for times, _ in done for time_s in times]
+        self.pieces = [piece for _, piece in done]
+
+    @property
+    def stats(self) -> DecodeStats:
+        """What decoding met with, in all."""
+        return DecodeStats.total(self._stats)
+
+    @property
+    def torn(self) -> bool:
+        """Whether a single reading may see something else: damage spreads, and a missing frame shifts those behind."""
+        return len(self.sources) > 1 and bool(self.stats.missing or self.stats.fell_back or self.stats.error_count)
 
 
-def _sound(job: _Job, stats: DecodeStats) -> list[EncodedAudio]:
-    """Return the encoded pieces of the span's sound; two passes where the mel's maximum shall be exact."""
-    info, model, clock, span = job.info, job.model, job.clock, job.span
-    if info.audio is None or info.audio_span is None or span[0] >= info.audio_span[1]:
-        return []
+@dataclass(frozen=True)
+class _Batch:
+    """Frames (n, H, W, 3) uint8, their true times, and which batch of the film they are."""
 
-    if job.settings.audio_limit is not None:
-        span = (span[0], min(span[1], span[0] + job.settings.audio_limit))
+    place: int
+    times: list[float]
+    frames: torch.Tensor
 
-    def blocks(stats: DecodeStats | None) -> Iterator[np.ndarray]:
-        return timed(audio.read_audio(info, *span, stats=stats), clock, "decode_audio")
 
-    peak = None
-    if job.settings.exact_mel:
-        with clock.stage("preprocess"):
-            peak = model.measure_log_mel_max(blocks(None))
-    encoder = model.audio_encoder(peak, job.capture)
-    pieces: list[EncodedAudio] = []
-    done = 0.0
-    for block in blocks(stats):
-        with clock.stage("encode_audio"):
-            pieces += encoder.feed(block)
-        done += len(block) / audio.SAMPLE_RATE
-        job.progress("encode_audio", done, span[1] - span[0])
-    with clock.stage("encode_audio"):
-        return pieces + encoder.finish()
+class _Sound:
+    """The sound of a span: the source decodes it in blocks, `take` encodes them. ``pieces``: complete after `finish`.
+
+    Where the mel's maximum shall be exact, the source goes through the sound once more before its first block.
+    """
+
+    decode = "decode_audio"
+
+    def __init__(self, job: _Job) -> None:
+        self.job, self.stats = job, DecodeStats()
+        self.pieces: list[EncodedAudio] = []
+        self.sources: list[Iterator[np.ndarray]] = []
+        self._encoder: Any = None
+        self._peak: float | None = None
+        self._done = 0.0
+        info, span, limit = job.info, job.span, job.settings.audio_limit
+        if job.settings.audio == "off" or info.audio is None or info.audio_span is None:
+            return
+        if span[0] < info.audio_span[1]:
+            self._span = span if limit is None else (span[0], min(span[1], span[0] + limit))
+            self.sources = [self._read()]
+
+    def _blocks(self, stats: DecodeStats | None) -> Iterator[np.ndarray]:
+        return timed(audio.read_audio(self.job.info, *self._span, stats=stats), self.job.clock, self.decode)
+
+    def _read(self) -> Iterator[np.ndarray]:
+        if self.job.settings.exact_mel:
+            with self.job.clock.stage("preprocess"):
+                self._peak = self.job.model.measure_log_mel_max(self._blocks(None))
+        yield from self._blocks(self.stats)
+
+    def take(self, block: np.ndarray) -> None:
+        """Encode a block."""
+        with self.job.clock.stage("encode_audio"):
+            if self._encoder is None:
+                self._encoder = self.job.model.audio_encoder(self._peak, self.job.capture)
+            self.pieces += self._encoder.feed(block)
+        self._done += len(block) / audio.SAMPLE_RATE
+        self.job.progress("encode_audio", self._done, self._span[1] - self._span[0])
+
+    def finish(self) -> None:
+        """Encode what is left."""
+        if self._encoder is not None:
+            with self.job.clock.stage("encode_audio"):
+                self.pieces += self._encoder.finish()
 
 
 def timed(items: Iterable[_T], clock: StageClock, stage: str) -> Iterator[_T]:

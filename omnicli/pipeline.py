@@ -18,7 +18,7 @@ from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.base import CAPTURES, OmniModel
-from omnicli.timing import StageClock
+from omnicli.timing import StageClock, Times
 from omnicli.types import Answer, Modality
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ OnText = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class Film:
-    """One file, decoded and encoded: what questions are asked about. ``shared``: stages and wall time so far."""
+    """One file, decoded and encoded: what questions are asked about. ``times``: what that took."""
 
     info: MediaInfo
     media: Encoded
-    shared: tuple[dict[str, float], float]
+    times: Times
 
 
 def ask(
@@ -91,7 +91,7 @@ def answer(
     on_text: Callable[[str], None] = lambda text: None, progress: Progress = lambda stage, done, total: None,
 ) -> Answer:  # fmt: skip
     """Answer one question about an encoded file: compress, prefill, generate."""
-    info, media, shared = film.info, film.media, film.shared
+    info, media = film.info, film.media
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
     clock = StageClock(cuda=model.device.type == "cuda")
     clip, options = media.clip, DecodeOptions(**vars(config.generate))
@@ -124,8 +124,7 @@ def answer(
         on_text(first)
         for piece in pieces:
             on_text(piece)
-    stages, wall_s = clock.report()
-    totals = {name: shared[0].get(name, 0.0) + seconds for name, seconds in (shared[0] | stages).items()}
+    times = film.times + clock.report()
     warnings = [*media.warnings]
     if clip.max_position >= model.max_position:
         warnings.append(f"positions reach {clip.max_position:,}; {model.name} was trained up to {model.max_position:,}")
@@ -140,9 +139,10 @@ def answer(
         media_used=media.used,
         tokens=facts.tokens(clip.tokens, kept, compressor, read.levels, model.depth)
         | {"text": length - len(kept), "generated": len(text.token_ids), "selection": selection.report},
-        stages={name: round(seconds, 4) for name, seconds in totals.items()},
-        wall_s=round(shared[1] + wall_s, 4),
-        time_to_first_token_s=round(shared[1] + first_s, 4),
+        stages={name: round(seconds, 4) for name, seconds in times.stages.items()},
+        busy={name: round(seconds, 4) for name, seconds in times.busy.items()},
+        wall_s=round(times.wall_s, 4),
+        time_to_first_token_s=round(film.times.wall_s + first_s, 4),
         peak_memory=facts.peak_memory(model.device),
         flops=cost.prefill_flops(model, length - len(kept), len(clip.tokens), read.by_layer),
         warnings=warnings,

@@ -208,7 +208,13 @@ def stage_table(answers: Sequence[Answer], wall_s: float | None = None) -> str:
     blanks = [""] * (len(rows[0]) - 3)
     for label, seconds in ((LABELS["other"], max(0.0, wall - named)), ("wall time", wall)):
         rows.append([label, *blanks, f"{seconds:.2f}", _share(seconds, wall)])
-    return "\n".join([*_aligned(rows), *_facts(answers)])
+    return "\n".join([*_aligned(rows), *_beside(answers[0]), *_facts(answers)])
+
+
+def _beside(answer: Answer) -> list[str]:
+    """Return what threads beside the main one did; their stages above are only the waiting for them."""
+    busy = [f"{LABELS.get(n, n)} {s:.2f} s" for n, s in answer.busy.items() if s >= _SHOWN_S]
+    return [f"beside it: {', '.join(busy)}"] if busy else []
 
 
 def _several(answers: Sequence[Answer], wall: float) -> list[list[str]]:

@@ -1,8 +1,9 @@
 """The stage clock: where the time of a run went. It knows stage names and nothing of what happens in them.
 
 Host stages are wall time; on CUDA a stage is bracketed by events that are read once at the end, so that no stage
-waits for the device. Stages may overlap (a decoder thread beside the encoder): busy time is kept per stage and
-``other`` is the wall time that no stage of the *calling* thread covers.
+waits for the device. Stages of the thread that made the clock add up to the wall time, with ``other`` for what none of
+them covers. What other threads do beside it (decoding) is kept apart as busy time: there a stage is how long the main
+thread *waited* for it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 STAGES = (
@@ -31,6 +33,35 @@ PARTS = frozenset({"select_in_llm"})
 """Stages that are reported beside the stage they happen in and stay counted in it."""
 
 
+@dataclass(frozen=True)
+class Times:
+    """Where the time went, in seconds.
+
+    Attributes
+    ----------
+    stages : dict
+        By stage; with ``other`` they add up to the wall time.
+    wall_s : float
+        In all.
+    busy : dict
+        What threads beside the main one worked on, by stage; not part of the sum.
+    """
+
+    stages: dict[str, float] = field(default_factory=dict)
+    wall_s: float = 0.0
+    busy: dict[str, float] = field(default_factory=dict)
+
+    def __add__(self, later: Times) -> Times:
+        """Return the times of one run after the other."""
+        return Times(
+            _sum(self.stages, later.stages), self.wall_s + later.wall_s, _sum(self.busy, later.busy)
+        )  # fmt: skip
+
+
+def _sum(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in first | second}
+
+
 class StageClock:
     """Adds up seconds per stage.
 
@@ -45,50 +76,66 @@ class StageClock:
     def __init__(self, cuda: bool = False) -> None:
         self.cuda = cuda
         self.start = time.perf_counter()
-        self.busy: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.stages: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.busy: dict[str, float] = {}
         self._covered = 0.0
         self._owner = threading.get_ident()
-        self._inner: list[float] = []  # seconds spent in stages inside each open stage of the owning thread
+        self._local = threading.local()
         self._events: list[tuple[str, float, Any, Any]] = []
         self._lock = threading.Lock()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the body's time under ``name``. May be used from several threads."""
+        """Count the body's time under ``name``; in another thread than the clock's, as busy time beside it."""
         own = threading.get_ident() == self._owner
         pair = self._record() if self.cuda and own else None
-        if own:
-            self._inner.append(0.0)
+        self._opened().append(0.0)
         begin = time.perf_counter()
         try:
             yield
         finally:
             seconds = time.perf_counter() - begin
-            inner = 0.0
-            if own:
-                inner = self._inner.pop()
-                if not self._inner:
-                    self._covered += seconds
-                elif name not in PARTS:
-                    self._inner[-1] += seconds
+            inner = self._opened().pop()
+            self._cover(name, seconds)
             if pair is not None and inner == 0.0:
                 self._events.append((name, seconds, pair, self._record()))
             else:
-                with self._lock:
-                    self.busy[name] = self.busy.get(name, 0.0) + seconds - inner
+                self._add(self.stages if own else self.busy, name, seconds - inner)
+
+    def waited(self, name: str, seconds: float) -> None:
+        """Count time that the clock's thread has just spent waiting for a stage of another thread."""
+        self._cover(name, seconds)
+        self._add(self.stages, name, seconds)
+
+    def _opened(self) -> list[float]:
+        """Return the seconds spent in stages inside each open stage of the calling thread."""
+        if not hasattr(self._local, "opened"):
+            self._local.opened = []
+        opened: list[float] = self._local.opened
+        return opened
+
+    def _cover(self, name: str, seconds: float) -> None:
+        if opened := self._opened():
+            opened[-1] += seconds if name not in PARTS else 0.0
+        elif threading.get_ident() == self._owner:
+            self._covered += seconds
+
+    def _add(self, to: dict[str, float], name: str, seconds: float) -> None:
+        with self._lock:
+            to[name] = to.get(name, 0.0) + seconds
 
     def elapsed(self) -> float:
         """Return the seconds since the clock was made."""
         return time.perf_counter() - self.start
 
-    def report(self) -> tuple[dict[str, float], float]:
-        """Return busy seconds per stage (with ``other``) and the wall time since the clock was made."""
+    def report(self) -> Times:
+        """Return the seconds so far, with ``other``."""
         for name, host_s, begin, end in self._events:
             end.synchronize()
-            self.busy[name] = self.busy.get(name, 0.0) + max(host_s, begin.elapsed_time(end) / 1000)
+            self._add(self.stages, name, max(host_s, begin.elapsed_time(end) / 1000))
         self._events.clear()
         wall = self.elapsed()
-        return {**self.busy, "other": max(0.0, wall - self._covered)}, wall
+        return Times({**self.stages, "other": max(0.0, wall - self._covered)}, wall, dict(self.busy))
 
     @staticmethod
     def _record() -> Any:

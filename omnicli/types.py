@@ -173,6 +173,7 @@ class Answer:
     media_used: MediaUsed
     tokens: dict[str, Any]
     stages: dict[str, float]
+    busy: dict[str, float]
     wall_s: float
     time_to_first_token_s: float
     peak_memory: dict[str, int | None]

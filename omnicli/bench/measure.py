@@ -23,7 +23,7 @@ from omnicli.bench import memory
 from omnicli.bench.memory import Peaks
 from omnicli.bench.rig import Rig
 from omnicli.models.base import CAPTURES, KEYS, OmniModel
-from omnicli.timing import PARTS
+from omnicli.timing import PARTS, Times
 
 if TYPE_CHECKING:
     from omnicli.config import Config, MediaConfig
@@ -209,12 +209,11 @@ class _Bench:
 
     def ask(self, film: pipeline.Film, one: Measured, *, listen: bool) -> Run:
         """Ask one variant about an encoded film."""
-        shared, shared_s = film.shared
         self.rig.start(listen=listen)
         if listen:
             memory.reset(self.device)
         begin = time.perf_counter()
-        apart = dataclasses.replace(film, shared=({}, 0.0))
+        apart = dataclasses.replace(film, times=Times())
         answer = pipeline.answer(apart, self.question, one.variant.config, self.rig.model)
         one.answer = answer
         self.warn(answer.warnings)
@@ -223,8 +222,8 @@ class _Bench:
             one.ids = self.rig.answer_ids()
             one.text = self.rig.model.tokenizer.decode(one.ids).strip()
         read_s = answer.time_to_first_token_s if self.rig.read_at is None else self.rig.read_at - begin
-        stages = {name: shared.get(name, 0.0) + answer.stages.get(name, 0.0) for name in shared | answer.stages}
-        return Run(stages, shared_s + answer.wall_s, shared_s + read_s)
+        both = film.times + Times(answer.stages, answer.wall_s)
+        return Run(both.stages, both.wall_s, film.times.wall_s + read_s)
 
     @contextmanager
     def failing(self, those: list[Measured]) -> Iterator[None]:

@@ -25,6 +25,7 @@ from omnicli.media.audio import SAMPLE_RATE
 from omnicli.media.probe import MediaInfo
 from omnicli.models.base import PAIR_SALIENCY, EncodedAudio, EncodedClip, EncodedVideo, OmniModel
 from omnicli.pipeline import Film
+from omnicli.timing import Times
 from omnicli.types import MediaTokens, MediaUsed, Modality
 
 _SHORT_S = 0.5  # a film may be this much shorter than the clip that is cut from it
@@ -151,7 +152,7 @@ class Prefix:
             round(seen, 3), round(heard, 3), round(seen, 3), round(heard, 3), self.frames,
             round(self.frames / seen, 4) if seen > 0 else 0.0, hay.size[1], hay.size[0],
         )  # fmt: skip
-        self.film = Film(hay.info, Encoded(self.clip, used, ()), ({}, 0.0))
+        self.film = Film(hay.info, Encoded(self.clip, used, ()), Times())
         """What `omnicli.pipeline.answer` takes; while `with_needle` is open, with the needle in it."""
 
     @contextmanager

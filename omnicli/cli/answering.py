@@ -156,7 +156,7 @@ def answer(
             render.print_json(one.to_dict())
     elif on_text is None:
         stream.finish(answers)
-    show_costs(answers, clock.report()[1])
+    show_costs(answers, clock.report().wall_s)
     return answers
 
 

@@ -7,14 +7,16 @@ what callers catch around demuxing and decoding. Nothing here chooses streams or
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import av
 import av.error
+from av.codec.hwaccel import HWAccel
 from av.stream import Discard
 
 from omnicli.errors import MediaError
@@ -43,6 +45,8 @@ class DecodeStats:
         Chosen frames that the file does not yield.
     fell_back : bool
         Frames could not be skipped safely, so that everything was decoded from ``fallback_reason`` on.
+    hardware : bool
+        NVDEC made the frames, at least up to a fallback.
     """
 
     packets_sent: int = 0
@@ -53,6 +57,20 @@ class DecodeStats:
     missing: int = 0
     fell_back: bool = False
     fallback_reason: str = ""
+    hardware: bool = False
+
+    @classmethod
+    def total(cls, parts: Iterable[DecodeStats]) -> DecodeStats:
+        """Return the sums of several passes; the first messages and the first reason to fall back."""
+        out = cls()
+        for part in parts:
+            for name in ("packets_sent", "frames_decoded", "frames_yielded", "error_count", "missing"):
+                setattr(out, name, getattr(out, name) + getattr(part, name))
+            out.errors = [*out.errors, *part.errors][:_KEPT_MESSAGES]
+            out.fell_back |= part.fell_back
+            out.hardware |= part.hardware
+            out.fallback_reason = out.fallback_reason or part.fallback_reason
+        return out
 
     def fail(self, what: str, error: BaseException) -> None:
         """Count one failure; the first few messages are kept."""
@@ -67,18 +85,37 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(text).split())
 
 
+def cores() -> int:
+    """Return the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_for(height: int, width: int) -> int:
-    """Return how many decoder threads to use: one per core, fewer for large pictures.
+    """Return how many threads one decoder gets: one per core, fewer for large pictures.
 
     Each frame thread keeps its own pictures: 8 threads at 1080p hold about 100 MB, at 4K they would hold 400.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, 8 if height * width <= 1920 * 1088 else 3))
+    return max(1, min(cores(), 8 if height * width <= 1920 * 1088 else 3))
+
+
+@lru_cache
+def nvdec(codec: str) -> bool:
+    """Tell whether this machine's graphics card decodes a codec (by FFmpeg's name)."""
+    try:
+        _hardware().create(av.Codec(codec, "r"))
+    except (*FAILURES, av.codec.codec.UnknownCodecError):
+        return False
+    return True
+
+
+def _hardware() -> HWAccel:
+    # The primary context is the one that torch uses: another one would cost hundreds of megabytes.
+    return HWAccel("cuda", allow_software_fallback=False, options={"primary_ctx": "1"})
 
 
 @contextmanager
-def open_media(path: Path) -> Iterator[Any]:
-    """Open a local file for reading; yields the container.
+def open_media(path: Path, hardware: bool = False) -> Iterator[Any]:
+    """Open a local file for reading; yields the container. ``hardware``: its pictures are decoded by NVDEC.
 
     Raises
     ------
@@ -92,7 +129,10 @@ def open_media(path: Path) -> Iterator[Any]:
     try:
         # "file" only: a playlist must not reach out into the network. The absolute path keeps "a:b.mp4" a file name.
         container = av.open(
-            os.path.abspath(path), container_options={"protocol_whitelist": "file"}, metadata_errors="replace"
+            os.path.abspath(path),
+            container_options={"protocol_whitelist": "file"},
+            metadata_errors="replace",
+            hwaccel=_hardware() if hardware else None,
         )
     except FAILURES as error:
         raise MediaError(f"{path}: {_why_unreadable(path, error)}") from error

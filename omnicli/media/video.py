@@ -10,6 +10,7 @@ Memory does not depend on the film's length. Nothing here knows why these frames
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,16 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from omnicli.errors import MediaError
-from omnicli.media.container import FAILURES, DecodeStats, one_line, open_media, packets, threads_for
+from omnicli.media.container import (
+    FAILURES,
+    DecodeStats,
+    cores,
+    nvdec,
+    one_line,
+    open_media,
+    packets,
+    threads_for,
+)
 from omnicli.media.frames import NONE, FrameTable
 
 if TYPE_CHECKING:
@@ -39,6 +49,7 @@ def read_frames(
     exact_skip: bool = True,
     stats: DecodeStats | None = None,
     threads: int = 0,
+    hardware: bool = False,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Decode chosen frames, scaled by swscale (bicubic) straight from the decoder's picture.
 
@@ -55,6 +66,8 @@ def read_frames(
         Filled while the frames are read.
     threads : int
         Decoder threads; 0 for one per core.
+    hardware : bool
+        Let the graphics card decode (NVDEC) if there is one that can. Whatever it fails at is decoded in software.
 
     Yields
     ------
@@ -76,7 +89,22 @@ def read_frames(
     reader = _Reader(
         info, info.frames, rows, size=(height, width), stats=DecodeStats() if stats is None else stats, threads=threads
     )
-    return reader.read(exact_skip)
+    return reader.read(exact_skip, hardware and nvdec(info.video.codec))
+
+
+def stretches(batches: int) -> int:
+    """Return in how many stretches at a time a film of so many batches of frames is best decoded.
+
+    One decoder uses up to eight cores; each stretch beyond the first reads the file up to its own beginning once more.
+    """
+    return max(1, min(cores() // 8, 4, batches // 8))
+
+
+def decoder_threads(info: MediaInfo, stretches: int) -> int:
+    """Return how many threads each of the decoders of so many stretches gets."""
+    if info.video is None:
+        return 1
+    return max(1, min(threads_for(info.video.coded_height, info.video.coded_width), cores() // stretches))
 
 
 class _Fallback(Exception):
@@ -103,13 +131,16 @@ class _Reader:
         self.next = 0
         self.last_pts = NONE
 
-    def read(self, exact_skip: bool) -> Iterator[tuple[float, np.ndarray]]:
+    def read(self, exact_skip: bool, hardware: bool) -> Iterator[tuple[float, np.ndarray]]:
         if not len(self.rows):
             return
         try:
+            if hardware and exact_skip and self.table.ordered:
+                with contextlib.suppress(_Fallback, MediaError):
+                    yield from self._run(self._plan(), hardware=True)
             if not self.table.ordered:
                 yield from self._by_count()
-            else:
+            elif self.next < len(self.rows):
                 if exact_skip:
                     try:
                         yield from self._run(self._plan())
@@ -127,19 +158,20 @@ class _Reader:
     # --- what to send ---
 
     def _plan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return two masks (packets,): send this packet; decode its picture even if nothing refers to it.
+        """Return two masks (packets,) for the frames still waited for: send this packet; decode its picture even if
+        nothing refers to it.
 
         A chosen frame needs its group of pictures from the entry up to its own packet. A leading picture (shown
         before the entry that precedes it in the file) needs the whole group before as well.
         """
-        table = self.table
+        table, rows = self.table, self.rows[self.next :]
         send, chosen = np.zeros(table.packets, bool), np.zeros(table.packets, bool)
-        places = table.packet[self.rows]
+        places = table.packet[rows]
         chosen[places] = True
         group = np.searchsorted(table.entry, places, side="right") - 1
         entry_pts = np.full(table.packets, NONE)
         entry_pts[table.packet] = table.pts
-        leading = (table.pts[self.rows] < entry_pts[table.entry[group]]) & (group > 0)
+        leading = (table.pts[rows] < entry_pts[table.entry[group]]) & (group > 0)
         last = np.full(len(table.entry), -1)
         np.maximum.at(last, group, places)
         ends = np.append(table.entry[1:], table.packets) - 1
@@ -157,7 +189,9 @@ class _Reader:
 
     # --- decoding ---
 
-    def _run(self, plan: tuple[np.ndarray, np.ndarray] | None) -> Iterator[tuple[float, np.ndarray]]:
+    def _run(
+        self, plan: tuple[np.ndarray, np.ndarray] | None, hardware: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]]:
         """Send packets as planned, or all of them from a safe entry on (``None``), and yield what is waited for."""
         table, last_row = self.table, self.rows[-1]
         start = 0 if plan is not None else self._start()
@@ -165,8 +199,10 @@ class _Reader:
         stop = int(table.packet[self.rows].max()) + 1 if plan is not None else table.packets
         shifts = dict(table.shifts)
         offset = 0
-        with open_media(self.info.path) as container:
-            stream = self._open(container)
+        with open_media(self.info.path, hardware) as container:
+            # What a decoder makes of damage depends on its threads' order; with one it is the same every time.
+            stream = self._open(container, 1 if self.stats.fell_back else self.threads)
+            self.stats.hardware |= hardware
             context = stream.codec_context
             sparing, sent = False, -1
             for place, packet in enumerate(packets(container, [stream], self.stats)):
@@ -200,7 +236,7 @@ class _Reader:
         """Yield frames by their place in the decoder's output: the packets carry no time stamps."""
         count = 0
         with open_media(self.info.path) as container:
-            stream = self._open(container)
+            stream = self._open(container, self.threads)
 
             def batches() -> Iterator[list[Any]]:
                 for packet in packets(container, [stream], self.stats):
@@ -217,12 +253,12 @@ class _Reader:
                             return
                     count += 1
 
-    def _open(self, container: Any) -> Any:
+    def _open(self, container: Any, threads: int) -> Any:
         video = self.info.video
         if video is None:
             raise MediaError(f"{self.info.path}: the file holds no pictures")
         stream = container.streams[video.index]
-        stream.codec_context.thread_count = self.threads or threads_for(video.coded_height, video.coded_width)
+        stream.codec_context.thread_count = threads or decoder_threads(self.info, 1)
         stream.codec_context.thread_type = "AUTO"
         return stream
 

@@ -98,7 +98,7 @@ def evaluate(
             film_seen = pipeline.look(path, configs[0].media, needs, model)
             for which, config in enumerate(configs):
                 answers = [pipeline.answer(film_seen, q.text, config, model) for q in questions]
-                spent[which] += film_seen.shared[1] + sum(a.wall_s - film_seen.shared[1] for a in answers)
+                spent[which] += film_seen.times.wall_s + sum(a.wall_s - film_seen.times.wall_s for a in answers)
                 for question, answer in zip(questions, answers, strict=True):
                     count = tallies[which].setdefault(question.task, [0, 0])
                     count[0] += answer.answer == question.answer

@@ -40,6 +40,7 @@ ANSWER: dict[str, Any] = {
         "selection": dict,
     },
     "stages": dict,
+    "busy": dict,
     "wall_s": NUMBER,
     "time_to_first_token_s": NUMBER,
     "peak_memory": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},
@@ -76,7 +77,8 @@ def _contents(value: dict[str, Any]) -> list[str]:
     out = []
     for item in value["evidence"]:
         out += problems(item, EVIDENCE, "answer.evidence")
-    out += [f"answer.stages.{k}: {v}" for k, v in value["stages"].items() if not isinstance(v, NUMBER) or v < 0]
+    for name in ("stages", "busy"):
+        out += [f"answer.{name}.{k}: {v}" for k, v in value[name].items() if not isinstance(v, NUMBER) or v < 0]
     out += ["answer.warnings: not text" for w in value["warnings"] if not isinstance(w, str)]
     kept = 0
     for name in ("video", "audio"):

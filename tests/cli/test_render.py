@@ -38,6 +38,7 @@ def make_answer(answer="yes", wall=2.0, **stages):
             "retention": 0.2,
         },
         stages={"decode_video": 1.0, "prefill": 0.5, "generate": 0.25, "other": 0.25, "compress": 0.0, **stages},
+        busy={},
         wall_s=wall,
         time_to_first_token_s=1.5,
         peak_memory={"host_bytes": 2**30, "device_bytes": None},

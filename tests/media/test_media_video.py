@@ -336,3 +336,50 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
     assert stats.packets_sent < 40
     frames.close()
     assert stamp(0).shape == (48, 64, 3)
+
+
+def test_a_graphics_card_that_fails_is_as_if_there_were_none(tmp_path, monkeypatch):
+    path = write(tmp_path / "film.mp4", 80, fps=20)
+    _, _, plain, _ = read(path, 2)
+    monkeypatch.setattr(video_module, "nvdec", lambda codec: True)  # opening it fails: there is none here
+    _, _, got, stats = read(path, 2, hardware=True)
+    assert [t for t, _ in got] == [t for t, _ in plain] and not stats.fell_back
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(got, plain, strict=True))
+
+
+def test_a_graphics_card_that_stops_in_the_middle_is_relieved(tmp_path, monkeypatch):
+    path = write(tmp_path / "film.mp4", 80, fps=20)
+    _, _, plain, _ = read(path, 4)
+    real, opened = video_module._Reader._run, []
+
+    def run(self, plan, hardware=False):
+        opened.append(hardware)
+        if not hardware:
+            yield from real(self, plan)
+            return
+        for count, item in enumerate(real(self, plan)):
+            if count == 5:
+                raise video_module._Fallback("the card stopped")
+            yield item
+
+    monkeypatch.setattr(video_module, "nvdec", lambda codec: True)
+    monkeypatch.setattr(video_module._Reader, "_run", run)
+    _, _, got, stats = read(path, 4, hardware=True)
+    assert opened == [True, False] and stats.missing == 0
+    assert [t for t, _ in got] == [t for t, _ in plain]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(got, plain, strict=True))
+
+
+def test_the_cards_picture_format_scales_to_the_same_pixels(tmp_path):
+    """NVDEC gives nv12 where the software decoder gives yuv420p: the same samples in another order."""
+    scaler = video_module.VideoReformatter()
+    with video_module.open_media(write(tmp_path / "film.mp4", 8, fps=4)) as container:
+        for frame in container.decode(video=0):
+            both = [
+                scaler.reformat(
+                    f, width=52, height=36, format="rgb24", interpolation=video_module.Interpolation.BICUBIC
+                )
+                for f in (frame, frame.reformat(format="nv12"))
+            ]
+            assert frame.format.name == "yuv420p"
+            assert np.array_equal(*(f.to_ndarray() for f in both))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from omnicli import pipeline
 from omnicli.config import load_config
@@ -19,7 +20,7 @@ from tests.cli import schema
 
 QUESTIONS = ["What number is shown?", "Who speaks last?"]
 SECONDS, FPS, RATE = 4, 4, 16_000
-MEASURED = ("stages", "wall_s", "time_to_first_token_s", "peak_memory")
+MEASURED = ("stages", "busy", "wall_s", "time_to_first_token_s", "peak_memory")
 
 
 def write(path: Path, *, sound: bool = True) -> Path:
@@ -114,13 +115,14 @@ def test_stages_add_up_to_the_wall_time_and_hold_the_shared_ones(two):
         assert answer.time_to_first_token_s <= answer.wall_s
         for name in ("probe", "decode_video", "decode_audio", "encode_video", "encode_audio", "prefill", "generate"):
             assert answer.stages[name] > 0, name
+        assert set(answer.busy) == {"decode_video", "decode_audio", "preprocess"} and min(answer.busy.values()) > 0
     assert answers[0].stages["encode_video"] == answers[1].stages["encode_video"]
 
 
 def test_what_was_timed_before_is_in_the_stages(folder, model):
     clock = StageClock()
     clock.start -= 5.0
-    clock.busy["load"] += 5.0
+    clock.stages["load"] += 5.0
     (answer,) = ask(folder / "film.mp4", model, questions=QUESTIONS[:1], clock=clock)
     assert answer.stages["load"] == pytest.approx(5.0) and answer.wall_s > 5.0
 
@@ -218,3 +220,52 @@ def test_what_every_layer_read_is_reported(folder):
     (plain,) = ask(folder / "silent.mp4", deep, preset="avoc-10", questions=QUESTIONS[:1])
     assert plain.tokens["retention_nominal"]["audio"] is None and plain.tokens["retention_layers"]["audio"] is None
     assert plain.tokens["retention_layers"]["video"] == pytest.approx(plain.tokens["retention"], abs=1e-6)
+
+
+def _encoded(path, model, **settings):
+    from omnicli.config import MediaConfig
+    from omnicli.encode import encode
+    from omnicli.media.probe import probe
+
+    quiet = {"clock": StageClock(), "progress": lambda *_: None, "capture": frozenset()}
+    return encode(probe(path), MediaConfig(**settings), model, **quiet)
+
+
+def _same(first, second) -> bool:
+    return torch.equal(first.clip.tokens.features, second.clip.tokens.features) and torch.equal(
+        first.clip.tokens.start_s, second.clip.tokens.start_s
+    )
+
+
+def test_reading_in_stretches_gives_the_same_tokens(folder, monkeypatch):
+    small = tiny.model()
+    small.video_batch = 2
+    plain = _encoded(folder / "film.mp4", small, fps=4)
+    monkeypatch.setattr("omnicli.media.video.stretches", lambda batches: 3)
+    assert _same(_encoded(folder / "film.mp4", small, fps=4), plain) and plain.used.frames == 16
+
+
+def test_a_damaged_film_is_read_as_in_one_stretch(tmp_path, monkeypatch):
+    """Missing frames shift all pairs behind them, so that stretches of a damaged film would not fit together."""
+    small = tiny.model()
+    small.video_batch = 2
+    data = bytearray(write(tmp_path / "whole.mp4").read_bytes())
+    torn = 0
+    for seed in range(8):
+        damaged = bytearray(data)
+        places = np.random.default_rng(seed).integers(len(data) // 8, len(data) * 7 // 8, 60)
+        for at in places:
+            damaged[at] ^= 0xFF
+        path = tmp_path / "damaged.mp4"
+        path.write_bytes(bytes(damaged))
+        with monkeypatch.context() as one:
+            one.setattr("omnicli.media.video.stretches", lambda batches: 1)
+            try:
+                plain = _encoded(path, small, fps=4, audio="off")
+            except MediaError:
+                continue
+        monkeypatch.setattr("omnicli.media.video.stretches", lambda batches: 3)
+        assert _same(_encoded(path, small, fps=4, audio="off"), plain)
+        assert plain.used.frames <= 16
+        torn += plain.used.frames < 16
+    assert torn > 0, "no frame was ever missing: the test would show nothing"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from omnicli import timing
-from omnicli.timing import STAGES, StageClock
+from omnicli.timing import STAGES, StageClock, Times
 
 
 class Hand:
@@ -41,7 +41,7 @@ def test_stages_and_the_rest_add_up_to_the_wall_time(hand):
     for _ in range(2):
         with clock.stage("prefill"):
             hand.wait(2.0)
-    stages, wall = clock.report()
+    stages, wall, _ = vars(clock.report()).values()
     assert wall == pytest.approx(5.75)
     assert stages["probe"] == pytest.approx(1.0)
     assert stages["prefill"] == pytest.approx(4.0)
@@ -58,7 +58,7 @@ def test_on_the_real_clock_they_add_up_within_five_percent():
             time.sleep(0.03)
         time.sleep(0.03)
     time.sleep(0.03)
-    stages, wall = clock.report()
+    stages, wall, _ = vars(clock.report()).values()
     measured = time.perf_counter() - begin
     assert sum(stages.values()) == pytest.approx(wall, rel=0.05)
     assert 0.09 <= wall <= measured + 0.01
@@ -75,7 +75,7 @@ def test_a_stage_inside_another_is_taken_out_of_the_outer_one(hand):
                 hand.wait(0.5)
         with clock.stage("decode_audio"):
             hand.wait(2.0)
-    stages, wall = clock.report()
+    stages, wall, _ = vars(clock.report()).values()
     assert stages["preprocess"] == pytest.approx(1.0)
     assert stages["decode_audio"] == pytest.approx(5.0)
     assert stages["probe"] == pytest.approx(0.5)
@@ -89,44 +89,55 @@ def test_selection_inside_the_llm_stays_counted_in_its_stage(hand):
         hand.wait(2.0)
         with clock.stage("select_in_llm"):
             hand.wait(1.0)
-    stages, wall = clock.report()
+    stages, wall, _ = vars(clock.report()).values()
     assert stages["select_in_llm"] == pytest.approx(1.0)
     assert stages["prefill"] == pytest.approx(3.0)
     assert sum(s for name, s in stages.items() if name != "select_in_llm") == pytest.approx(wall)
 
 
-def test_another_threads_stage_is_busy_but_covers_nothing(hand):
-    clock = StageClock()
-
-    def decode() -> None:
-        with clock.stage("decode_video"):
-            hand.wait(4.0)
-
-    thread = threading.Thread(target=decode)
-    with clock.stage("encode_video"):
-        hand.wait(1.0)
+def in_a_thread(work) -> None:
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    stages, wall = clock.report()
-    assert wall == pytest.approx(5.0)
-    assert stages["decode_video"] == pytest.approx(4.0)
-    assert stages["other"] == pytest.approx(4.0), "the calling thread was in no stage meanwhile"
 
 
-def test_another_threads_stage_is_not_taken_out_of_ours(hand):
+def test_another_threads_stages_are_busy_time_beside_ours(hand):
     clock = StageClock()
 
     def decode() -> None:
-        with clock.stage("decode_video"):
-            hand.wait(4.0)
+        with clock.stage("preprocess"):
+            hand.wait(1.0)
+            with clock.stage("decode_video"):
+                hand.wait(4.0)
 
-    thread = threading.Thread(target=decode)
+    in_a_thread(decode)
     with clock.stage("encode_video"):
-        thread.start()
-        thread.join()
-    stages, wall = clock.report()
-    assert stages["encode_video"] == stages["decode_video"] == pytest.approx(4.0)
-    assert stages["other"] == pytest.approx(0.0) and wall == pytest.approx(4.0)
+        in_a_thread(decode)
+        hand.wait(1.0)
+    times = clock.report()
+    assert times.busy == pytest.approx({"preprocess": 2.0, "decode_video": 8.0})
+    assert times.stages["decode_video"] == times.stages["preprocess"] == 0.0
+    assert times.stages["encode_video"] == pytest.approx(6.0)
+    assert times.stages["other"] == pytest.approx(5.0), "the calling thread was in no stage meanwhile"
+    assert sum(times.stages.values()) == pytest.approx(times.wall_s) == pytest.approx(11.0)
+
+
+def test_waiting_for_another_thread_is_a_stage_of_ours(hand):
+    clock = StageClock()
+    hand.wait(3.0)
+    clock.waited("decode_video", 3.0)
+    with clock.stage("encode_video"):
+        hand.wait(2.0)
+        clock.waited("decode_audio", 0.5)
+    times = clock.report()
+    assert (times.stages["decode_video"], times.stages["decode_audio"]) == pytest.approx((3.0, 0.5))
+    assert times.stages["encode_video"] == pytest.approx(1.5) and times.stages["other"] == pytest.approx(0.0)
+    assert sum(times.stages.values()) == pytest.approx(times.wall_s)
+
+
+def test_times_of_two_runs_add_up():
+    first, second = Times({"probe": 1.0}, 1.5, {"decode_video": 2.0}), Times({"probe": 0.5, "prefill": 1.0}, 2.0)
+    assert first + second == Times({"probe": 1.5, "prefill": 1.0}, 3.5, {"decode_video": 2.0})
 
 
 def test_a_stage_that_fails_is_counted_and_leaves_the_clock_usable(hand):
@@ -138,7 +149,7 @@ def test_a_stage_that_fails_is_counted_and_leaves_the_clock_usable(hand):
             raise KeyError
     with clock.stage("generate"):
         hand.wait(2.0)
-    stages, wall = clock.report()
+    stages, wall, _ = vars(clock.report()).values()
     assert (stages["prefill"], stages["compress"], stages["generate"]) == pytest.approx((1.0, 1.0, 2.0))
     assert stages["other"] == pytest.approx(0.0) and wall == pytest.approx(4.0)
 
@@ -147,8 +158,8 @@ def test_a_report_may_be_read_twice(hand):
     clock = StageClock()
     with clock.stage("probe"):
         hand.wait(1.0)
-    first, _ = clock.report()
+    first = clock.report().stages
     hand.wait(3.0)
-    second, wall = clock.report()
+    second, wall, _ = vars(clock.report()).values()
     assert first["probe"] == second["probe"] == pytest.approx(1.0)
     assert second["other"] == pytest.approx(3.0) and wall == clock.elapsed() == pytest.approx(4.0)
