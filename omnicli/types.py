@@ -82,6 +82,11 @@ class MediaTokens:
         """Return the ascending indices (n,) int64 of one modality's tokens."""
         return torch.nonzero(self.modality == modality).flatten()
 
+    def to(self, device: torch.device) -> MediaTokens:
+        """Return the tokens on another device."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return MediaTokens(**{name: None if v is None else v.to(device) for name, v in values.items()})
+
     def select(self, selection: Selection) -> MediaTokens:
         """Return the selected tokens with everything that belongs to them (positions, times, deepstack rows)."""
         idx = selection.indices
