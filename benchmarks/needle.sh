@@ -6,7 +6,7 @@
 # Durations 100, 600, 1800, 3600 s x depths 0, 0.25, 0.5, 0.75, 1 x 5 needles x both modalities, in a generated film of an
 # hour that shows and says no other number. Every token is read up to 600 s; avoc and avoc with identity projections keep
 # 10,240 tokens (of a clip of 100 s that is all of them), the others their share. Hours without a GPU; a run that was
-# stopped goes on from the journal when started again with the same options. Writes
+# stopped goes on from the journal when started again, also with more presets or durations. Writes
 # benchmarks/results/needle-pocket-DATE.json and .png; the journal stays in the temporary folder. matplotlib is needed:
 # pip install 'omnicli[plots]'.
 set -eu

@@ -85,7 +85,8 @@ class MediaTokens:
     def to(self, device: torch.device) -> MediaTokens:
         """Return the tokens on another device."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return MediaTokens(**{name: None if v is None else v.to(device) for name, v in values.items()})
+        moved: dict[str, Any] = {name: None if v is None else v.to(device) for name, v in values.items()}
+        return MediaTokens(**moved)
 
     def select(self, selection: Selection) -> MediaTokens:
         """Return the selected tokens with everything that belongs to them (positions, times, deepstack rows)."""

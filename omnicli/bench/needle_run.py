@@ -7,11 +7,13 @@ run that was stopped goes on where it was, given the same arguments. Knows neith
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from omnicli.models.base import CAPTURES, KEYS, OmniModel
 from omnicli.train.pocket_eval import wilson
 
 SCHEMA = 1
-_KEY = ("haystack", "preset", "modality", "duration_s", "depth", "needle")
+_KEY = ("haystack", "preset", "settings", "modality", "duration_s", "depth", "needle")
 
 Tell = Callable[[int, int, str, "float | None"], None]
 """Called before every question with how many are answered, of how many, what comes next, and seconds left."""
@@ -41,6 +43,11 @@ class Contender:
     label: str
     config: Config
     up_to_s: float | None = None
+
+    @cached_property
+    def settings(self) -> str:
+        """Eight hex digits that tell its settings apart from others under the same label."""
+        return hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
 
     def takes(self, duration_s: float) -> bool:
         """Tell whether it is asked at this duration."""
@@ -79,14 +86,16 @@ def sampled_alike(config: Config, max_pixels: int | None = None) -> Config:
 
 
 class Journal:
-    """Answers so far, one JSON line each, written as they come; the first line holds the run's arguments.
+    """Answers so far, one JSON line each, written as they come; the first line holds what all of them depend on.
+
+    Answers of other presets, durations or depths than a run's own stay for a run that wants them.
 
     Parameters
     ----------
     path : Path or None
         None keeps answers in memory only.
     arguments : dict
-        Everything that answers depend on, as plain JSON values.
+        What all answers depend on, as plain JSON values: haystacks, model, seed.
 
     Raises
     ------
@@ -195,7 +204,7 @@ class Run:
             for duration_s in self.grid.durations:
                 if pending := self._pending(which, duration_s):
                     self._ask_all(which, hay.prefix(duration_s), pending)
-        if self._first_error is not None and not self.journal.rows:
+        if self._first_error is not None and not self._rows():
             raise self._first_error
 
     def model(self) -> OmniModel:
@@ -208,13 +217,18 @@ class Run:
         """Return the questions of one clip that are still to be asked: (modality, depth, needle) to presets."""
         out: dict[tuple[str, float, int], list[Contender]] = {}
         for modality, depth, number in self.grid.cells(duration_s):
-            keys = ((c, (which, c.label, modality, duration_s, depth, number)) for c in self.contenders)
-            if left := [c for c, key in keys if c.takes(duration_s) and key not in self.journal and self._fit(c, key)]:
+            if left := [
+                c
+                for c in self.contenders
+                if self._fit(c, duration_s)
+                and (which, c.label, c.settings, modality, duration_s, depth, number) not in self.journal
+            ]:
                 out[modality, depth, number] = left
         return out
 
-    def _fit(self, contender: Contender, key: tuple[Any, ...]) -> bool:
-        return not {(contender.label, None), (contender.label, key[3])} & self._out
+    def _fit(self, contender: Contender, duration_s: float) -> bool:
+        out = {(contender.label, None), (contender.label, duration_s)} & self._out
+        return contender.takes(duration_s) and not out
 
     @torch.inference_mode()
     def _ask_all(
@@ -228,7 +242,7 @@ class Run:
             place = {"modality": modality, "duration_s": duration_s, "depth": depth, "needle": number}
             with prefix.with_needle(modality, depth, needle) as at_s:
                 for contender in contenders:
-                    if not self._fit(contender, (which, contender.label, modality, duration_s)):
+                    if not self._fit(contender, duration_s):
                         continue
                     done, total, left_s = self._status()
                     self.tell(done, total, f"{contender.label}, {modality}, {duration_s:g} s at {depth:g}", left_s)
@@ -247,7 +261,8 @@ class Run:
                         "retention": answer.tokens["retention"],
                         "seconds": round(seconds, 3),
                     }
-                    self.journal.add({"haystack": which, "preset": contender.label} | place | told)
+                    name = {"haystack": which, "preset": contender.label, "settings": contender.settings}
+                    self.journal.add(name | place | told)
 
     def _ask(self, prefix: Prefix, contender: Contender) -> Any:
         """Return a preset's answer, or None after noting why there is none."""
@@ -274,7 +289,7 @@ class Run:
 
     def _status(self) -> tuple[int, int, float | None]:
         """Return how many questions are answered, of how many, and the seconds left at the pace of this run."""
-        done, total, left_s = len(self.journal.rows), 0, 0.0
+        done, total, left_s = len(self._rows()), 0, 0.0
         spent, asked = (sum(p[i] for p in self._pace.values()) for i in (0, 1))
         for which in range(len(self.sources)):
             for duration_s in self.grid.durations:
@@ -287,9 +302,21 @@ class Run:
 
     # ---- what came out ----
 
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return the journal's answers that are of this run."""
+        mine = {
+            (which, c.label, c.settings, modality, duration_s, depth, number)
+            for which in range(len(self.sources))
+            for c in self.contenders
+            for duration_s in self.grid.durations
+            if c.takes(duration_s)
+            for modality, depth, number in self.grid.cells(duration_s)
+        }
+        return [row for key, row in self.journal.rows.items() if key in mine]
+
     def report(self) -> dict[str, Any]:
         """Return everything as plain JSON values; rates have 95 % Wilson intervals."""
-        rows = list(self.journal.rows.values())
+        rows = self._rows()
         scores, cells = [], []
         for contender in self.contenders:
             for modality in self.grid.modalities:

@@ -95,7 +95,7 @@ def needle(
     ] = None,
     journal: Annotated[
         Path | None,
-        typer.Option("--journal", metavar="FILE", help="Keep answers here (JSONL); the same command goes on from it."),
+        typer.Option("--journal", metavar="FILE", help="Keep answers here (JSONL); the same or a wider run goes on from it."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write heat maps (.png, .svg, .pdf).")
@@ -140,11 +140,7 @@ def needle(
         arguments = {
             "haystacks": [s.identity for s in sources],
             "model": {"name": first.model, "device": first.device, "dtype": first.dtype},
-            "presets": [{"label": c.label, "up_to_s": c.up_to_s, "config": c.config.to_dict()} for c in contenders],
-            "durations": wanted.durations,
-            "depths": wanted.depths,
-            "needles": wanted.needles,
-            "modalities": wanted.modalities,
+            "max_pixels": max_pixels,
             "seed": seed,
             "recordings": [
                 (Path(t.rpartition("=")[0] or t).name, r.digits)

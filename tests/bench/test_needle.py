@@ -507,3 +507,23 @@ def test_wrong_use_is_one_line(omni, film, tiny_model, tmp_path_factory, argv, c
     assert lines[0].startswith("omni: ")
     for word in words:
         assert word in lines[0]
+
+
+def test_a_wider_run_asks_only_what_the_journal_lacks(film, model, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    small = Grid((8.0,), (0.0,), needles=1)
+    a_run(film, model, [contender("random"), contender("gone", "full")], needle_run.Journal(path, {}), small).run()
+    changed = contender("random", "random-10", "random.retention=0.5")
+    for contenders, grid, new in (
+        ([contender("random")], GRID, 6),  # two durations x two depths x two modalities, less the two that are there
+        ([contender("random"), contender("avoc", "avoc-10")], small, 2),
+        ([changed], small, 2),  # the same label with other settings is another preset
+        ([contender("gone", "full")], small, 0),
+    ):
+        before = len(path.read_text().splitlines())
+        run = a_run(film, model, contenders, needle_run.Journal(path, {}), grid)
+        run.run()
+        assert len(path.read_text().splitlines()) - before == new
+        assert sum(s["total"] for s in run.report()["scores"]) == len(contenders) * len(grid.durations) * len(
+            grid.depths
+        ) * len(MODALITIES)
