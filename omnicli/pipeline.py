@@ -127,6 +127,8 @@ def answer(
     stages, wall_s = clock.report()
     totals = {name: shared[0].get(name, 0.0) + seconds for name, seconds in (shared[0] | stages).items()}
     warnings = [*media.warnings]
+    if model.experimental:
+        warnings.append(f"{model.name}: experimental, {model.experimental}")
     if clip.max_position >= model.max_position:
         warnings.append(f"positions reach {clip.max_position:,}; {model.name} was trained up to {model.max_position:,}")
     return Answer(

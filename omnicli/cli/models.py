@@ -86,7 +86,7 @@ def describe(name: str, folder: Path, revision: str) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text = (config.get("thinker_config") or config).get("text_config") or {}
+        text = (config.get("thinker_config") or config).get("text_config") or config
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{name}: no readable config.json in {folder}") from error
     try:
