@@ -71,7 +71,12 @@ def write_settings(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config(**changes)))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
-    processor = {"max_slice_nums": 9, "scale_resolution": 448, "norm_mean": [0.5, 0.4, 0.3], "norm_std": [0.5, 0.6, 0.7]}
+    processor = {
+        "max_slice_nums": 9,
+        "scale_resolution": 448,
+        "norm_mean": [0.5, 0.4, 0.3],
+        "norm_std": [0.5, 0.6, 0.7],
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     for name in ("configuration_minicpmo", "modeling_minicpmo", "tokenization_minicpmo_fast"):
         (folder / f"{name}.py").write_text("raise SystemExit('code of a checkpoint was run')\n")

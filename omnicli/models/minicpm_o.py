@@ -49,7 +49,7 @@ from omnicli.models.base import (
 )
 from omnicli.models.dummy import filled, unfilled_model
 from omnicli.models.mel import SILENCE
-from omnicli.models.minicpm_o_towers import PIECE_S, PieceEncoder, SoundTower, VisionEncoder, frame_size
+from omnicli.models.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder, frame_size
 from omnicli.types import MediaTokens
 
 TEMPLATE = (
@@ -117,8 +117,6 @@ class MiniCPMO(OmniModel):
         with chat.quiet():
             tokenizer = weights.load_tokenizer(name, folder)
             parts = weights.load_parts(name, folder, settings, device, dtype)
-        if unknown := [t for t in weights.SPECIAL_TOKENS if t not in tokenizer.get_vocab()]:
-            raise ModelError(f"{name}: the tokenizer in {folder} has no {unknown[0]}")
         stop = chat.stop_ids(*weights.stop_settings(name, folder))
         return cls(parts, settings, tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
 
@@ -151,8 +149,8 @@ class MiniCPMO(OmniModel):
         Sides are rounded to whole patches, so the area may be a few per cent off. A frame has 64 tokens whatever its
         size: a token budget cannot be met by smaller frames and changes nothing here.
         """
-        area = self.settings.resolution**2
-        area = min(max(area, min_pixels or 0), max_pixels or area)
+        area = max(self.settings.resolution**2, min_pixels or 0)
+        area = area if max_pixels is None else min(area, max_pixels)
         return frame_size(width, height, area, self.pixel_unit)
 
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
@@ -170,7 +168,7 @@ class MiniCPMO(OmniModel):
         """See `OmniModel.audio_encoder`. Exact in one pass: ``log_mel_max`` has nothing to decide."""
         self._check(capture)
         bands = self.settings.audio.num_mel_bins
-        return PieceEncoder(lambda mel: self._hear(mel, capture), bands, max(1, round(batch_s / PIECE_S)))
+        return PieceEncoder(lambda mel: self._hear(mel, capture), bands, max(1, round(batch_s / weights.PIECE_S)))
 
     def _check(self, capture: frozenset[str]) -> None:
         if missing := sorted(capture - CAPTURED):

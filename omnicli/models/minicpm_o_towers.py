@@ -19,11 +19,10 @@ from omnicli.models import layout
 from omnicli.models.attention import received_attention
 from omnicli.models.base import KEYS, SALIENCY, AudioEncoder, EncodedAudio, EncodedVideo
 from omnicli.models.mel import HOP, SAMPLE_RATE, WINDOW, LogMel, log_mel, normalise_log_mel
-from omnicli.models.minicpm_o_weights import Parts, Settings
+from omnicli.models.minicpm_o_weights import PIECE_S, Parts, Settings
 
-PIECE_S = 30
-"""Seconds of sound that the encoder takes at once; nothing is shared between pieces."""
 PIECE = PIECE_S * SAMPLE_RATE
+"""Samples of a piece of sound."""
 
 _WAVELENGTH = 10_000.0  # of the slowest of the resampler's sinusoids, in patches over 2 pi
 
@@ -93,7 +92,9 @@ class VisionEncoder:
         received = keys = None
         if capture:
             attn, x = last.self_attn, last.layer_norm1(hidden)
-            query, key = (m(x).view(n, len(learnt), attn.num_heads, -1).transpose(1, 2) for m in (attn.q_proj, attn.k_proj))
+            query, key = (
+                m(x).view(n, len(learnt), attn.num_heads, -1).transpose(1, 2) for m in (attn.q_proj, attn.k_proj)
+            )
             received = received_attention(query, key, attn.scale) if SALIENCY in capture else None
             keys = key.mean(1) if KEYS in capture else None
         hidden = vpm.post_layernorm(last(hidden, None))
@@ -242,4 +243,4 @@ def piece_mel(samples: np.ndarray, bands: int) -> Tensor:
     return normalise_log_mel(frames, float(frames.max()))
 
 
-__all__ = ["PIECE_S", "PieceEncoder", "SoundTower", "VisionEncoder", "frame_size", "patch_positions", "sinusoids"]
+__all__ = ["PIECE", "PieceEncoder", "SoundTower", "VisionEncoder", "frame_size", "patch_positions", "sinusoids"]

@@ -41,7 +41,7 @@ VERSION = "4.5"
 IGNORED = ("tts.",)
 """Prefixes of weights that are not needed to answer in text."""
 
-TEXT = {
+TEXT: dict[str, Any] = {
     "vocab_size": 151748,
     "hidden_size": 4096,
     "intermediate_size": 12288,
@@ -55,7 +55,7 @@ TEXT = {
     "tie_word_embeddings": False,
 }
 """Qwen3-8B. The vocabulary and the context are from memory and third parties, not checked against the file."""
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_hidden_layers": 27,
@@ -64,7 +64,7 @@ VISION = {
     "patch_size": 14,
 }
 """SigLIP-so400m for pictures of any shape: 70 x 70 learnt positions."""
-AUDIO = {
+AUDIO: dict[str, Any] = {
     "d_model": 1024,
     "encoder_layers": 24,
     "encoder_attention_heads": 16,
@@ -85,6 +85,8 @@ CHUNK_S = 1.0
 """Seconds of sound that see each other and everything before them; none or negative: everything sees everything."""
 POSITIONS_PER_S = 50
 """Encoder positions per second of sound."""
+PIECE_S = 30
+"""Seconds of sound that the encoder takes at once; nothing is shared between pieces."""
 RESOLUTION = 448
 """A frame's area in pixels is the square of this, whatever its shape."""
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -149,6 +151,8 @@ class Settings:
             raise ModelError(f"{name}: config.json in {folder} is not MiniCPM-o's: no {error}") from None
         if config.get("use_sliding_window") or config.get("rope_scaling"):
             raise ModelError(f"{name}: sliding windows and scaled rotary positions are not supported for MiniCPM-o")
+        if audio["max_source_positions"] < PIECE_S * POSITIONS_PER_S:
+            raise ModelError(f"{name}: the sound encoder's positions in config.json are too few for {PIECE_S} seconds")
         if config.get("drop_vision_last_layer", DROP_LAST_VISION_LAYER):
             vision["num_hidden_layers"] -= 1
         chunk = round(float(config.get("audio_chunk_length", CHUNK_S)) * POSITIONS_PER_S)
@@ -175,19 +179,23 @@ class Settings:
         def cut(depth: int) -> int:
             return depth if layers is None else min(layers, depth)
 
-        def smaller(facts: dict[str, Any], width: str, heads: str, ffn: str, depth: str, unit: int) -> dict[str, Any]:
-            head, kept = facts[width] // facts[heads], shrunk(facts[heads], unit, scale)
+        def smaller(facts: dict[str, Any], names: tuple[str, str, str, str], unit: int = 1) -> dict[str, Any]:
+            width, heads, ffn, depth = names
+            kept = shrunk(facts[heads], unit, scale)
             return facts | {
-                width: head * kept, heads: kept, ffn: shrunk(facts[ffn], 16, scale), depth: cut(facts[depth])
-            }  # fmt: skip
+                width: facts[width] // facts[heads] * kept,
+                heads: kept,
+                ffn: shrunk(facts[ffn], 16, scale),
+                depth: cut(facts[depth]),
+            }
 
-        unit = TEXT["num_attention_heads"] // TEXT["num_key_value_heads"]
+        shared = TEXT["num_attention_heads"] // TEXT["num_key_value_heads"]
         names = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
-        text = smaller(TEXT, *names, unit)
-        text["num_key_value_heads"] = text["num_attention_heads"] // unit
+        text = smaller(TEXT, names, shared)
+        text["num_key_value_heads"] = text["num_attention_heads"] // shared
         text["vocab_size"] = max(vocabulary, round(TEXT["vocab_size"] * scale))
-        vision = smaller(VISION, *names, 1)
-        audio = smaller(AUDIO, "d_model", "encoder_attention_heads", "encoder_ffn_dim", "encoder_layers", 1)
+        vision = smaller(VISION, names)
+        audio = smaller(AUDIO, ("d_model", "encoder_attention_heads", "encoder_ffn_dim", "encoder_layers"))
         return cls.of(text, vision, audio)
 
 
@@ -222,10 +230,10 @@ class Parts(nn.Module):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         width = settings.text.hidden_size
-        self.llm = Qwen3ForCausalLM(settings.text)
-        self.vpm = SiglipVisionModel(settings.vision)
+        self.llm: Any = Qwen3ForCausalLM(settings.text)
+        self.vpm: Any = SiglipVisionModel(settings.vision)
         self.resampler = Resampler(settings.queries, width, settings.vision.hidden_size)
-        self.apm = WhisperEncoder(settings.audio)
+        self.apm: Any = WhisperEncoder(settings.audio)
         self.audio_projection_layer = SoundProjection(settings.audio.d_model, width)
 
 
@@ -241,7 +249,9 @@ def load_parts(name: str, folder: Path, settings: Settings, device: torch.device
 
     from omnicli.models.dummy import unfilled_model
 
-    wanted = {key: tuple(value.shape) for key, value in unfilled_model(Parts, settings, "meta", dtype).state_dict().items()}
+    wanted = {
+        key: tuple(value.shape) for key, value in unfilled_model(Parts, settings, "meta", dtype).state_dict().items()
+    }
     found: dict[str, tuple[int, ...]] = {}
     files = _files(folder)
     for file in files:
@@ -269,9 +279,12 @@ def load_parts(name: str, folder: Path, settings: Settings, device: torch.device
 def load_tokenizer(name: str, folder: Path) -> Any:
     """Load the checkpoint's tokenizer files as Qwen2's, which they are; the class they name is remote code."""
     try:
-        return transformers.Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
+    if unknown := [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]:
+        raise ModelError(f"{name}: no usable tokenizer in {folder} (it does not know {unknown[0]})")
+    return tokenizer
 
 
 def dummy_tokenizer() -> Any:
@@ -282,7 +295,9 @@ def dummy_tokenizer() -> Any:
 def stop_settings(name: str, folder: Path) -> list[Any]:
     """Return what the folder's files say of ``eos_token_id``, for `omnicli.models.chat.stop_ids`."""
     files = [folder / "config.json", folder / "generation_config.json"]
-    return [transformers.GenerationConfig(eos_token_id=_read(name, f).get("eos_token_id")) for f in files if f.is_file()]
+    return [
+        transformers.GenerationConfig(eos_token_id=_read(name, f).get("eos_token_id")) for f in files if f.is_file()
+    ]
 
 
 def _files(folder: Path) -> list[Path]:
