@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -292,12 +293,10 @@ def dummy_tokenizer() -> Any:
     return byte_tokenizer({}, SPECIAL_TOKENS)
 
 
-def stop_settings(name: str, folder: Path) -> list[Any]:
+def stop_settings(name: str, folder: Path) -> list[SimpleNamespace]:
     """Return what the folder's files say of ``eos_token_id``, for `omnicli.models.chat.stop_ids`."""
     files = [folder / "config.json", folder / "generation_config.json"]
-    return [
-        transformers.GenerationConfig(eos_token_id=_read(name, f).get("eos_token_id")) for f in files if f.is_file()
-    ]
+    return [SimpleNamespace(eos_token_id=_read(name, file).get("eos_token_id")) for file in files if file.is_file()]
 
 
 def _files(folder: Path) -> list[Path]:
