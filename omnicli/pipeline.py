@@ -126,6 +126,8 @@ def answer(
             on_text(piece)
     times = film.times + clock.report()
     warnings = [*media.warnings]
+    if model.experimental:
+        warnings.append(f"{model.name}: experimental, {model.experimental}")
     if clip.max_position >= model.max_position:
         warnings.append(f"positions reach {clip.max_position:,}; {model.name} was trained up to {model.max_position:,}")
     return Answer(

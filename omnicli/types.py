@@ -39,8 +39,9 @@ class MediaTokens:
         Temporal block index: ``floor(start_s / window_s)`` with the model's block length (2 s for Qwen2.5-Omni).
     row, col : Tensor (N,) int32
         Cell of a picture token in its frame's merged grid; -1 for sound.
-    position_ids : Tensor (3, N) int64 or float32
-        Rotary positions, owned by the model; a selection gathers them unchanged.
+    position_ids : Tensor (axes, N) int64 or float32
+        Rotary positions, owned by the model (3 axes for Qwen-Omni, 1 where positions count tokens); a selection
+        gathers them unchanged.
     saliency : Tensor (N,) float32 or None
         Attention received in the last encoder block (mean 1 inside its window), if captured.
     keys : Tensor (N, d_k) or None

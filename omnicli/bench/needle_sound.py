@@ -37,7 +37,7 @@ class Grain:
     bands: int
 
 
-GRAINS = {"qwen2_5_omni": Grain(2.0, 128)}
+GRAINS = {"minicpm_o": Grain(30.0, 80), "qwen2_5_omni": Grain(2.0, 128)}
 """Families whose sound is exact in blocks, proven in their tests; the sound of others is encoded in whole each time."""
 
 _MARGIN = WINDOW + HOP  # samples: more than any mel frame reaches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,13 +33,16 @@ def list_models(json_out: opt.JsonFlag = False, verbose: opt.VerboseFlag = False
     from omnicli.models.loading import SHORT_NAMES, find_folder
 
     facts: list[dict[str, Any]] = []
+    caveats = _caveats()
     for name, hub_id in SHORT_NAMES.items():
         try:
             folder, _ = find_folder(name)
             state, where = "here", str(folder)
         except ModelError as error:
             state, where = "missing", str(error)
-        facts.append({"name": name, "hub_id": hub_id or None, "state": state, "where": where})
+        facts.append(
+            {"name": name, "hub_id": hub_id or None, "state": state, "where": where, "experimental": caveats.get(name)}
+        )
     if json_out:
         render.print_json(facts)
         return
@@ -47,7 +51,23 @@ def list_models(json_out: opt.JsonFlag = False, verbose: opt.VerboseFlag = False
         (f["name"], f["hub_id"] or "(in the package)", f["where"] if f["state"] == "here" else "missing") for f in facts
     ]
     print(render.table(rows))
+    for name, why in caveats.items():
+        print(f"{name}: experimental, {why}")
     print("Any checkpoint folder or hub id in the local cache of a supported architecture can be named as well.")
+
+
+def _caveats() -> dict[str, str]:
+    """Return why models are experimental, by short name, for those that are."""
+    from omnicli import registry
+
+    caveats: dict[str, str] = {}
+    families = registry.models()
+    for name in families:
+        with contextlib.suppress(ModelError):  # a family's version guard; the others are listed
+            family = families[name]
+            if family.experimental:
+                caveats |= dict.fromkeys(family.short_names, family.experimental)
+    return caveats
 
 
 @models.command("info", epilog="\b\nExamples:\n  omni models info pocket\n  omni models info ./my-checkpoint --json")
@@ -86,7 +106,7 @@ def describe(name: str, folder: Path, revision: str) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text = (config.get("thinker_config") or config).get("text_config") or {}
+        text = (config.get("thinker_config") or config).get("text_config") or config
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{name}: no readable config.json in {folder}") from error
     try:

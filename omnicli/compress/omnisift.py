@@ -24,7 +24,7 @@ from omnicli.compress.ops import finite, row_chunks, unit
 from omnicli.compress.published import Published
 from omnicli.compress.selector import Selector, load_selector
 from omnicli.compress.weights import beside
-from omnicli.errors import ConfigError
+from omnicli.errors import ConfigError, ModelError
 from omnicli.types import MediaTokens, Modality, Query, Selection
 
 SELECTOR_FILE = "omnisift_selector.safetensors"
@@ -171,6 +171,8 @@ def _by_position(tokens: MediaTokens) -> Chunks:
 
     A chunk lasts until the next begins, the last one until the end.
     """
+    if tokens.position_ids.shape[0] == 1:
+        raise ModelError("omnisift: mode official cuts by positions in time, this model's count tokens; use mode clean")
     time = tokens.position_ids[0]
     rows, sounds = tokens.indices(Modality.VIDEO), tokens.indices(Modality.AUDIO)
     pictures = group(rows, time[rows])

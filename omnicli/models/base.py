@@ -168,6 +168,14 @@ class OmniModel(abc.ABC):
 
     Attributes
     ----------
+    family : str
+        Name of the family's file.
+    model_types : tuple of str
+        Values of ``model_type`` in ``config.json`` that are this family's.
+    short_names, dummies : dict
+        Short names to hub ids; names after ``dummy:`` to sizes for `dummy`.
+    experimental : str
+        Why the family's answers are not to be trusted yet, told with every answer; empty if they are.
     name, revision : str
         As asked for by the user; commit of the hub snapshot or ``"local"``.
     folder : Path or None
@@ -196,6 +204,9 @@ class OmniModel(abc.ABC):
 
     family: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    short_names: ClassVar[dict[str, str]] = {}
+    dummies: ClassVar[dict[str, str]] = {}
+    experimental: ClassVar[str] = ""
 
     name: str
     revision: str

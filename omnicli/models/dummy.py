@@ -6,6 +6,7 @@ The dimensions are those of the published configurations. Nothing here reads a f
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,15 +45,20 @@ QWEN2_5_OMNI: dict[str, dict[str, Any]] = {
 """LLM dimensions by size. Vision: 32 blocks of 1280, full attention in 7, 15, 23, 31; sound: 32 layers of 1280."""
 
 
-def byte_tokenizer() -> Any:
-    """Return a Qwen2 tokenizer with one token per byte and Qwen2.5-Omni's special tokens; needs no download."""
+def byte_tokenizer(
+    special: Mapping[str, str] = SPECIAL_TOKENS, extra: Sequence[str] = ("<|im_start|>", "<|im_end|>")
+) -> Any:
+    """Return a Qwen2 tokenizer with one token per byte and special tokens; needs no download.
+
+    ``special``: names of a processor's tokens and their texts, Qwen2.5-Omni's by default; ``extra``: texts of others.
+    """
     from transformers import Qwen2Tokenizer
 
     return Qwen2Tokenizer(
         vocab={symbol: i for i, symbol in enumerate(_byte_symbols())},
         merges=[],
-        model_specific_special_tokens=SPECIAL_TOKENS,
-        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_specific_special_tokens=dict(special),
+        extra_special_tokens=list(extra),
     )
 
 
@@ -77,6 +83,17 @@ def special_ids(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def check_shrinking(layers: int | None, scale: float) -> None:
+    """Raise `ModelError` for fewer than one layer or a scale outside 0..1."""
+    if not 0 < scale <= 1 or (layers is not None and layers < 1):
+        raise ModelError("dummy weights need 0 < scale <= 1 and layers >= 1")
+
+
+def shrunk(value: int, unit: int, scale: float) -> int:
+    """Return ``value * scale`` as a multiple of ``unit``, at least one."""
+    return max(unit, round(value * scale / unit) * unit)
+
+
 def qwen2_5_omni(size: str, *, layers: int | None = None, scale: float = 1.0) -> tuple[Any, Any]:
     """Return (thinker config, tokenizer) of Qwen2.5-Omni.
 
@@ -98,8 +115,7 @@ def qwen2_5_omni(size: str, *, layers: int | None = None, scale: float = 1.0) ->
 
     if size not in QWEN2_5_OMNI:
         raise ModelError(f"no dummy weights of Qwen2.5-Omni in size {size!r}{near_names(size, QWEN2_5_OMNI)}")
-    if not 0 < scale <= 1 or (layers is not None and layers < 1):
-        raise ModelError("dummy weights need 0 < scale <= 1 and layers >= 1")
+    check_shrinking(layers, scale)
     dims = dict(QWEN2_5_OMNI[size])
     real_layers = dims["num_hidden_layers"]
 
@@ -107,7 +123,7 @@ def qwen2_5_omni(size: str, *, layers: int | None = None, scale: float = 1.0) ->
         return depth if layers is None else min(layers, depth)
 
     def shrink(value: int, unit: int) -> int:
-        return max(unit, round(value * scale / unit) * unit)
+        return shrunk(value, unit, scale)
 
     heads = shrink(dims["num_attention_heads"], dims["num_key_value_heads"])
     tokenizer = byte_tokenizer()
@@ -147,28 +163,38 @@ def qwen2_5_omni(size: str, *, layers: int | None = None, scale: float = 1.0) ->
     return config, tokenizer
 
 
+def unfilled_model(architecture: Any, config: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """Build a model directly on a device without initialising its weights; ``device="meta"``: without storage."""
+    from transformers.initialization import no_init_weights
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), no_init_weights():
+            return architecture(config)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def random_model(architecture: Any, config: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
     """Build a model directly on a device with fan-in scaled random weights, without a copy elsewhere.
 
     ``device="meta"`` gives the model without storage, for counting parameters.
     """
-    from transformers.initialization import no_init_weights
-
     config._attn_implementation = "sdpa"
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device), no_init_weights():
-            model = architecture(config)
-    finally:
-        torch.set_default_dtype(before)
-    generator = None if torch.device(device).type == "meta" else torch.Generator(device=device).manual_seed(0)
-    if generator is not None:
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if weight.ndim >= 2:
-                    fan_in = weight[0].numel() if "embed_tokens" not in name else 1
-                    weight.normal_(0.0, 1.0 / math.sqrt(fan_in), generator=generator)
-                else:
-                    weight.fill_(0.0 if name.endswith("bias") else 1.0)
+    return filled(unfilled_model(architecture, config, device, dtype), device)
+
+
+def filled(model: Any, device: torch.device | str) -> Any:
+    """Give a model, built on ``device``, the random weights of `random_model`."""
+    if torch.device(device).type == "meta":
+        return model
+    generator = torch.Generator(device=device).manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2:
+                fan_in = weight[0].numel() if "embed_tokens" not in name else 1
+                weight.normal_(0.0, 1.0 / math.sqrt(fan_in), generator=generator)
+            else:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
     return model

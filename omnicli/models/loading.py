@@ -22,12 +22,17 @@ POCKET = Path(__file__).parent / "pocket"
 
 SHORT_NAMES = {
     "pocket": "",
+    "minicpm-o-4.5": "openbmb/MiniCPM-o-4_5",
     "qwen2.5-omni-3b": "Qwen/Qwen2.5-Omni-3B",
     "qwen2.5-omni-7b": "Qwen/Qwen2.5-Omni-7B",
 }
 """Short names and the hub ids they stand for."""
 
-DUMMIES = {"qwen2.5-omni-7b": ("qwen2-5-omni", "7b"), "qwen2.5-omni-3b": ("qwen2-5-omni", "3b")}
+DUMMIES = {
+    "minicpm-o-4.5": ("minicpm-o", "4.5"),
+    "qwen2.5-omni-7b": ("qwen2-5-omni", "7b"),
+    "qwen2.5-omni-3b": ("qwen2-5-omni", "3b"),
+}
 """Names after ``dummy:`` -> family and size."""
 
 DTYPES = {

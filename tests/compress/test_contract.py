@@ -13,7 +13,7 @@ import torch
 from omnicli import registry
 from omnicli.llm.prefill import LayerView
 from omnicli.types import MediaTokens, Modality, Selection
-from tests import tiny
+from tests import tiny, tiny_minicpm
 from tests.compress.clips import clip, query
 
 METHODS = registry.methods()
@@ -212,9 +212,9 @@ def test_no_n_by_n_at_a_hundred_thousand(name):
     check_indices(selection.indices, len(tokens))
 
 
-@pytest.fixture(scope="module")
-def encoded() -> tuple[object, MediaTokens]:
-    omni = tiny.model()
+@pytest.fixture(scope="module", params=[tiny.model, tiny_minicpm.model], ids=["qwen2-5-omni", "minicpm-o"])
+def encoded(request) -> tuple[object, MediaTokens]:
+    omni = request.param()
     clip_ = tiny.encode(
         omni,
         tiny.frames(6),

@@ -1,0 +1,277 @@
+"""MiniCPM-o 4.5, AVOC's backbone, without remote code: Qwen3-8B, SigLIP and Whisper as transformers has them.
+
+Experimental: written from published facts (`omnicli.models.minicpm_o_weights`), never run on the released weights.
+What is as published: keys, sizes of frames, 64 tokens per frame, 10 per second of sound, units of one second (its
+frames, then its sound), one rotary axis that counts tokens, the chat format with an empty thought.
+
+What differs, and why:
+
+- The published prompt puts ``<image>`` and ``</image>`` around every frame, ``<|audio_start|>`` and ``<|audio_end|>``
+  around every second of sound. `MediaTokens` hold no text, so these marks stand once, around all media; positions count
+  what is read, without the marks left out.
+- One picture, no slices, no image numbers, which is how videos are published to be read.
+
+What is assumed about the published processor: sound is cut every 30 seconds from the clip's start, each piece has the
+log-mel of a file of its own (its own maximum, mirrored ends), and its last, shorter piece is encoded without padding.
+Streaming is exact under that, in one pass: frames see no other frame, pieces no other piece.
+
+Tokens of a frame are read by learnt queries: their ``row`` and ``col`` number the queries (8 x 8), they are no places
+in the picture. Not known here: files, methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+from omnicli.errors import ModelError, near_names
+from omnicli.models import chat, layout
+from omnicli.models import minicpm_o_weights as weights
+from omnicli.models.attention import causal_attention, last_query_attention
+from omnicli.models.base import (
+    KEYS,
+    SALIENCY,
+    AudioEncoder,
+    EncodedAudio,
+    EncodedClip,
+    EncodedVideo,
+    ModelInput,
+    OmniModel,
+    Prompt,
+)
+from omnicli.models.dummy import filled, unfilled_model
+from omnicli.models.mel import SILENCE
+from omnicli.models.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder, frame_size
+from omnicli.types import MediaTokens
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<image><unk></image>\n"
+    "{% elif part['type'] == 'audio' %}<|audio_start|><unk><|audio_end|>\n"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+)
+"""The published format with thinking off and no speech. The checkpoint's own template takes strings that its Python
+has put together, so this one is always used."""
+
+MARKERS = chat.Markers("<unk>", "<unk>", "<|audio_start|>", "<|audio_end|>")
+
+CAPTURED = frozenset({SALIENCY, KEYS})
+"""What the encoders give: the other kinds of saliency speak of patches, and tokens here are queries."""
+
+
+class MiniCPMO(OmniModel):
+    """MiniCPM-o 4.5 behind `OmniModel`. ``parts`` holds the weights under the hub's names."""
+
+    family = "minicpm_o"
+    model_types: ClassVar[tuple[str, ...]] = ("minicpmo",)
+    short_names: ClassVar[dict[str, str]] = {"minicpm-o-4.5": weights.HUB_ID}
+    dummies: ClassVar[dict[str, str]] = {"minicpm-o-4.5": weights.VERSION}
+    experimental: ClassVar[str] = "written from published facts and not yet run on the released weights"
+
+    def __init__(
+        self,
+        parts: weights.Parts,
+        settings: weights.Settings,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str = "local",
+        folder: Path | None = None,
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        self.parts, self.settings = parts.eval().requires_grad_(False), settings
+        self.name, self.revision, self.folder = name, revision, folder
+        self._text, text = parts.llm.model, settings.text
+        weight = parts.llm.lm_head.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.hidden_size, self.intermediate_size = text.hidden_size, text.intermediate_size
+        self.depth, self.heads, self.kv_heads = (
+            text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads
+        )  # fmt: skip
+        self.head_dim, self.vocab_size = text.head_dim, text.vocab_size
+        self.max_position = text.max_position_embeddings
+        self.position_axes, self.frame_group, self.pixel_unit = 1, 1, settings.vision.patch_size
+        self.window_s = self.nominal_fps = 1.0
+        self.audio_tokens_per_s = self.positions_per_s = weights.POSITIONS_PER_S / settings.pool
+        self.video_batch = 16
+        self._see, self._hear = VisionEncoder(parts, settings), SoundTower(parts, settings)
+        self.tokenizer: chat.TextTokenizer = chat.TextTokenizer(tokenizer)
+        self.stop_ids = frozenset(stop_ids) | chat.stop_ids(tokenizer)
+        self._before = lru_cache(maxsize=4)(lambda video, audio: len(self.prompt("", video=video, audio=audio).before))
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> MiniCPMO:
+        """Load a folder in hub layout; the speech output and the folder's Python files are not touched."""
+        settings = weights.Settings.read(name, folder)
+        with chat.quiet():
+            tokenizer = weights.load_tokenizer(name, folder)
+            parts = weights.load_parts(name, folder, settings, device, dtype)
+        stop = chat.stop_ids(*weights.stop_settings(name, folder))
+        return cls(parts, settings, tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
+
+    @classmethod
+    def dummy(
+        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
+    ) -> MiniCPMO:
+        """Build version ``size`` ("4.5") with random weights on the device; no files are read."""
+        if size != weights.VERSION:
+            raise ModelError(f"no dummy weights of MiniCPM-o in version {size!r}{near_names(size, [weights.VERSION])}")
+        tokenizer = weights.dummy_tokenizer()
+        settings = weights.Settings.dummy(layers, scale, len(tokenizer))
+        parts = filled(unfilled_model(weights.Parts, settings, device, dtype), device)
+        return cls(parts, settings, tokenizer, name=name, revision="random")
+
+    # ---- pictures and sound ----
+
+    def frame_size(
+        self,
+        width: int,
+        height: int,
+        n_frames: int | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_video_tokens: int | None = None,
+    ) -> tuple[int, int]:
+        """See `OmniModel.frame_size`: the area of 448 x 448 in the picture's own shape, within the limits given.
+
+        Sides are rounded to whole patches, so the area may be a few per cent off. A frame has 64 tokens whatever its
+        size: a token budget cannot be met by smaller frames and changes nothing here.
+        """
+        area = max(self.settings.resolution**2, min_pixels or 0)
+        area = area if max_pixels is None else min(area, max_pixels)
+        return frame_size(width, height, area, self.pixel_unit)
+
+    def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
+        """See `OmniModel.encode_video`; any number of frames in any call."""
+        self._check(capture)
+        return self._see(frames.to(self.device), capture)
+
+    def measure_log_mel_max(self, blocks: Iterable[np.ndarray]) -> float:
+        """Return the smallest value there is, without reading ``blocks``: every piece has its own maximum."""
+        return SILENCE
+
+    def audio_encoder(
+        self, log_mel_max: float | None = None, capture: frozenset[str] = frozenset(), batch_s: float = 30.0
+    ) -> AudioEncoder:
+        """See `OmniModel.audio_encoder`. Exact in one pass: ``log_mel_max`` has nothing to decide."""
+        self._check(capture)
+        bands = self.settings.audio.num_mel_bins
+        return PieceEncoder(lambda mel: self._hear(mel, capture), bands, max(1, round(batch_s / weights.PIECE_S)))
+
+    def _check(self, capture: frozenset[str]) -> None:
+        if missing := sorted(capture - CAPTURED):
+            raise ModelError(
+                f"{self.name}: MiniCPM-o's encoders give no {missing[0]}, which the method needs in this mode; "
+                "use its mode clean"
+            )
+
+    # ---- one clock ----
+
+    def assemble(
+        self,
+        video: Sequence[EncodedVideo],
+        frame_times: Sequence[float] | np.ndarray,
+        audio: Sequence[EncodedAudio],
+        start_s: float = 0.0,
+        end_s: float | None = None,
+    ) -> EncodedClip:
+        """See `OmniModel.assemble`. Second by second, its frames and then its sound; positions count tokens."""
+        clock = layout.Clock(start_s, end_s, 0, self.positions_per_s, self.window_s, self.frame_group)
+        clip = layout.assemble(video, np.asarray(frame_times, np.float64), audio, clock, self.device)
+        first = self._before(clip.video, clip.audio)
+        positions = torch.arange(first, first + len(clip.tokens), device=self.device)
+        return dataclasses.replace(
+            clip,
+            tokens=dataclasses.replace(clip.tokens, position_ids=positions[None]),
+            next_position=first + len(clip.tokens),
+            max_position=first + len(clip.tokens) - 1,
+        )
+
+    # ---- text ----
+
+    def prompt(self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = ()) -> Prompt:
+        """See `OmniModel.prompt`."""
+        built = chat.build_prompt(
+            self.tokenizer, TEMPLATE, MARKERS, question, video=video, audio=audio, history=history
+        )
+        return Prompt(built.before.to(self.device), built.after.to(self.device), built.question, built.text)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """See `OmniModel.embed`."""
+        return self._text.embed_tokens(ids)
+
+    def sequence(
+        self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
+    ) -> ModelInput:
+        """See `OmniModel.sequence`. A selection leaves gaps in the positions, as if all had been read."""
+        before, after = (torch.arange(ids.numel(), device=self.device) for ids in (prompt.before, prompt.after))
+        if clip is None:
+            embeds = self.embed(torch.cat([prompt.before, prompt.after]))
+            return ModelInput(embeds, torch.arange(len(embeds), device=self.device)[None], slice(0, 0), len(embeds))
+        media = clip.tokens if tokens is None else tokens
+        after += clip.next_position
+        embeds = torch.cat([self.embed(prompt.before), media.features.to(self.dtype), self.embed(prompt.after)])
+        position_ids = torch.cat([before, media.position_ids[0], after])[None]
+        span = slice(before.numel(), before.numel() + len(media))
+        return ModelInput(embeds, position_ids, span, clip.next_position + after.numel())
+
+    # ---- layer loop ----
+
+    def rope(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin (1, n, head_dim) of positions (1, n)."""
+        return self._text.rotary_emb(self.parts.llm.lm_head.weight, position_ids)
+
+    def take(self, rope: tuple[Tensor, Tensor], index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """See `OmniModel.take`."""
+        return rope[0][:, index], rope[1][:, index]
+
+    def layer(
+        self, index: int, hidden: Tensor, rope: Any, cache: Any = None, last_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `OmniModel.layer`; differentiable with ``cache=None``."""
+        block = self._text.layers[index]
+        attn, n = block.self_attn, hidden.shape[0]
+        x = block.input_layernorm(hidden)
+        query, key = attn.q_norm(self._headed(attn.q_proj, x)), attn.k_norm(self._headed(attn.k_proj, x))
+        query, key = apply_rotary_pos_emb(query, key, *rope)
+        value = self._headed(attn.v_proj, x)
+        if cache is not None:
+            key, value = cache.update(key, value, index)
+        mixed = causal_attention(query, key, value, attn.scaling)
+        received = last_query_attention(query, key, attn.scaling) if last_attention else None
+        hidden = hidden + attn.o_proj(mixed.transpose(1, 2).reshape(n, -1))
+        return hidden + block.mlp(block.post_attention_layernorm(hidden)), received
+
+    def query_attention(self, index: int, hidden: Tensor, rope: Any) -> Tensor:
+        """See `OmniModel.query_attention`."""
+        block = self._text.layers[index]
+        attn, n = block.self_attn, hidden.shape[0]
+        x = block.input_layernorm(hidden)
+        key, query = attn.k_norm(self._headed(attn.k_proj, x)), attn.q_norm(self._headed(attn.q_proj, x[-1:]))
+        query, _ = apply_rotary_pos_emb(query, query, *self.take(rope, slice(n - 1, n)))
+        _, key = apply_rotary_pos_emb(key, key, *rope)
+        return last_query_attention(query, key, attn.scaling)
+
+    def _headed(self, projection: Any, x: Tensor) -> Tensor:
+        """Project hidden states (n, D) to (1, heads, n, head_dim)."""
+        return projection(x).view(1, x.shape[0], -1, self.head_dim).transpose(1, 2)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `OmniModel.logits`."""
+        return self.parts.llm.lm_head(self._text.norm(hidden)).float()
+
+
+MODEL = MiniCPMO
+"""The class that `omnicli.models.loading` uses for this file."""

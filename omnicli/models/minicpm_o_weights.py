@@ -1,0 +1,316 @@
+"""MiniCPM-o 4.5's published facts, its settings as read from a folder, and its weights as transformers' own modules.
+
+`Parts` is named so that its state dict has the hub's keys: ``llm.*`` is a Qwen3ForCausalLM, ``vpm.*`` a SigLIP vision
+model without head, ``apm.*`` a Whisper encoder; the resampler and the sound's projection are small modules of our own.
+Speech output (``tts.*``) is left out on purpose. Only safetensors are read, and never a line of a checkpoint's Python.
+Knows nothing of what the towers compute (`omnicli.models.minicpm_o_towers`).
+
+No released weights have been seen by this code: what stands here comes from the published configuration files, their
+documentation, and third parties' copies of both.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from omnicli.errors import ModelError
+
+TRANSFORMERS = "5.23"
+if not transformers.__version__.startswith(TRANSFORMERS + "."):
+    raise ModelError(
+        f"minicpm_o_weights.py is written for transformers {TRANSFORMERS}.x, {transformers.__version__} is installed; "
+        f"pip install 'transformers=={TRANSFORMERS}.*'"
+    )
+
+from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel, WhisperConfig  # noqa: E402
+from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
+
+from omnicli.models.dummy import byte_tokenizer, check_shrinking, shrunk  # noqa: E402
+
+# ---- facts about the published files, all of them ----
+
+HUB_ID = "openbmb/MiniCPM-o-4_5"
+VERSION = "4.5"
+IGNORED = ("tts.",)
+"""Prefixes of weights that are not needed to answer in text."""
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 151748,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+}
+"""Qwen3-8B. The vocabulary and the context are from memory and third parties, not checked against the file."""
+VISION: dict[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 980,
+    "patch_size": 14,
+}
+"""SigLIP-so400m for pictures of any shape: 70 x 70 learnt positions."""
+AUDIO: dict[str, Any] = {
+    "d_model": 1024,
+    "encoder_layers": 24,
+    "encoder_attention_heads": 16,
+    "encoder_ffn_dim": 4096,
+    "num_mel_bins": 80,
+    "max_source_positions": 1500,
+}
+"""Whisper-medium's encoder."""
+QUERIES = 64
+"""Tokens per frame."""
+RESAMPLER_HEAD = 128
+"""Channels per head of the resampler: 32 heads of 4096."""
+DROP_LAST_VISION_LAYER = True
+"""What a configuration without ``drop_vision_last_layer`` means; the released file is said to set it to false."""
+POOL = 5
+"""Encoder positions per sound token: 50 per second make 10."""
+CHUNK_S = 1.0
+"""Seconds of sound that see each other and everything before them; none or negative: everything sees everything."""
+POSITIONS_PER_S = 50
+"""Encoder positions per second of sound."""
+PIECE_S = 30
+"""Seconds of sound that the encoder takes at once; nothing is shared between pieces."""
+RESOLUTION = 448
+"""A frame's area in pixels is the square of this, whatever its shape."""
+MEAN = STD = (0.5, 0.5, 0.5)
+
+SPECIAL_TOKENS = (
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<unk>", "<image>", "</image>",
+    "<|audio_start|>", "<|audio_end|>",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``config.json`` and ``preprocessor_config.json`` say.
+
+    Attributes
+    ----------
+    text, vision, audio
+        transformers' configurations of the three native parts.
+    queries, pool : int
+        Tokens per frame; encoder positions per sound token.
+    chunk : int
+        Encoder positions per block of the sound's block-causal attention; 0: no mask.
+    resolution : int
+        Square root of a frame's area in pixels.
+    mean, std : 3 floats
+        Of RGB in 0..1.
+    """
+
+    text: Any
+    vision: Any
+    audio: Any
+    queries: int = QUERIES
+    pool: int = POOL
+    chunk: int = round(CHUNK_S * POSITIONS_PER_S)
+    resolution: int = RESOLUTION
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    @classmethod
+    def of(cls, text: dict[str, Any], vision: dict[str, Any], audio: dict[str, Any], **rest: Any) -> Settings:
+        """Build from the fields of the three configurations; ``rest`` are fields of this class."""
+        configs = Qwen3Config(**text), SiglipVisionConfig(**vision, vision_use_head=False), WhisperConfig(**audio)
+        for config in configs:
+            config._attn_implementation = "sdpa"
+        return cls(*configs, **rest)
+
+    @classmethod
+    def read(cls, name: str, folder: Path) -> Settings:
+        """Read a checkpoint folder; `ModelError` for another version and for what is missing."""
+        config = _read(name, folder / "config.json")
+        pictures = folder / "preprocessor_config.json"
+        processor = _read(name, pictures) if pictures.is_file() else {}
+        version = str(config.get("version", VERSION))
+        if not version.startswith(VERSION):
+            raise ModelError(f"{name}: MiniCPM-o {version} is not supported, only {VERSION}")
+        try:
+            text = {key: config[key] for key in TEXT if key != "rope_theta"}
+            rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config["rope_theta"]}
+            vision = {key: config["vision_config"][key] for key in VISION}
+            audio = {key: config["audio_config"][key] for key in AUDIO}
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{name}: config.json in {folder} is not MiniCPM-o's: no {error}") from None
+        if config.get("use_sliding_window") or config.get("rope_scaling"):
+            raise ModelError(f"{name}: sliding windows and scaled rotary positions are not supported for MiniCPM-o")
+        if audio["max_source_positions"] < PIECE_S * POSITIONS_PER_S:
+            raise ModelError(f"{name}: the sound encoder's positions in config.json are too few for {PIECE_S} seconds")
+        if config.get("drop_vision_last_layer", DROP_LAST_VISION_LAYER):
+            vision["num_hidden_layers"] -= 1
+        chunk = round(float(config.get("audio_chunk_length", CHUNK_S)) * POSITIONS_PER_S)
+        return cls.of(
+            text | {"rope_parameters": rope, "attention_bias": bool(config.get("attention_bias", False))},
+            vision,
+            audio,
+            queries=int(config.get("query_num", QUERIES)),
+            pool=int(config.get("audio_pool_step", POOL)),
+            chunk=max(0, chunk),
+            resolution=int(processor.get("scale_resolution", RESOLUTION)),
+            mean=tuple(processor.get("norm_mean", MEAN)),
+            std=tuple(processor.get("norm_std", STD)),
+        )
+
+    @classmethod
+    def dummy(cls, layers: int | None, scale: float, vocabulary: int) -> Settings:
+        """Return the published sizes with at most ``layers`` layers in every part and ``scale`` times the widths.
+
+        Head sizes, windows and token counts stay real; the vocabulary is at least ``vocabulary``.
+        """
+        check_shrinking(layers, scale)
+
+        def cut(depth: int) -> int:
+            return depth if layers is None else min(layers, depth)
+
+        def smaller(facts: dict[str, Any], names: tuple[str, str, str, str], unit: int = 1) -> dict[str, Any]:
+            width, heads, ffn, depth = names
+            kept = shrunk(facts[heads], unit, scale)
+            return facts | {
+                width: facts[width] // facts[heads] * kept,
+                heads: kept,
+                ffn: shrunk(facts[ffn], 16, scale),
+                depth: cut(facts[depth]),
+            }
+
+        shared = TEXT["num_attention_heads"] // TEXT["num_key_value_heads"]
+        names = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
+        text = smaller(TEXT, names, shared)
+        text["num_key_value_heads"] = text["num_attention_heads"] // shared
+        text["vocab_size"] = max(vocabulary, round(TEXT["vocab_size"] * scale))
+        vision = smaller(VISION, names)
+        audio = smaller(AUDIO, ("d_model", "encoder_attention_heads", "encoder_ffn_dim", "encoder_layers"))
+        return cls.of(text, vision, audio)
+
+
+class Resampler(nn.Module):
+    """Weights of the cross-attention that reads a frame's patches into ``queries`` tokens."""
+
+    def __init__(self, queries: int, width: int, patch_width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(queries, width))
+        self.kv_proj = nn.Linear(patch_width, width, bias=False) if patch_width != width else nn.Identity()
+        # Never called: it gives the weights their names.
+        self.attn = nn.MultiheadAttention(width, max(1, width // RESAMPLER_HEAD), batch_first=True)
+        self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
+        self.proj = nn.Parameter(torch.empty(width, width))
+
+
+class SoundProjection(nn.Module):
+    """Two linear layers with a ReLU between: encoder positions into the LLM's space."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(width, out), nn.Linear(out, out)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return projected positions (..., out)."""
+        return self.linear2(torch.relu(self.linear1(hidden)))
+
+
+class Parts(nn.Module):
+    """All weights under the hub's names."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        width = settings.text.hidden_size
+        self.llm: Any = Qwen3ForCausalLM(settings.text)
+        self.vpm: Any = SiglipVisionModel(settings.vision)
+        self.resampler = Resampler(settings.queries, width, settings.vision.hidden_size)
+        self.apm: Any = WhisperEncoder(settings.audio)
+        self.audio_projection_layer = SoundProjection(settings.audio.d_model, width)
+
+
+def load_parts(name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Load the weights of a folder in hub layout, straight to the device.
+
+    Raises
+    ------
+    ModelError
+        Weights are missing, unknown or of another shape; told before anything is allocated.
+    """
+    from safetensors import safe_open
+
+    from omnicli.models.dummy import unfilled_model
+
+    wanted = {
+        key: tuple(value.shape) for key, value in unfilled_model(Parts, settings, "meta", dtype).state_dict().items()
+    }
+    found: dict[str, tuple[int, ...]] = {}
+    files = _files(folder)
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            found |= {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+    found = {key: shape for key, shape in found.items() if not key.startswith(IGNORED)}
+    for what, keys in (
+        ("are missing", wanted.keys() - found.keys()),
+        (f"are not MiniCPM-o {VERSION}'s", found.keys() - wanted.keys()),
+        ("have another shape than config.json says", {k for k in wanted.keys() & found if wanted[k] != found[k]}),
+    ):
+        if keys:
+            raise ModelError(f"{name}: {len(keys)} weights {what} in {folder}, the first is {min(keys)}")
+    parts: Parts = unfilled_model(Parts, settings, device, dtype)
+    state = parts.state_dict()
+    with torch.no_grad():
+        for file in files:
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118
+                    if key in state:
+                        state[key].copy_(weights.get_tensor(key))
+    return parts
+
+
+def load_tokenizer(name: str, folder: Path) -> Any:
+    """Load the checkpoint's tokenizer files as Qwen2's, which they are; the class they name is remote code."""
+    try:
+        tokenizer = transformers.Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
+    if unknown := [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]:
+        raise ModelError(f"{name}: no usable tokenizer in {folder} (it does not know {unknown[0]})")
+    return tokenizer
+
+
+def dummy_tokenizer() -> Any:
+    """Return a tokenizer with one token per byte and the special tokens; needs no download."""
+    return byte_tokenizer({}, SPECIAL_TOKENS)
+
+
+def stop_settings(name: str, folder: Path) -> list[SimpleNamespace]:
+    """Return what the folder's files say of ``eos_token_id``, for `omnicli.models.chat.stop_ids`."""
+    files = [folder / "config.json", folder / "generation_config.json"]
+    return [SimpleNamespace(eos_token_id=_read(name, file).get("eos_token_id")) for file in files if file.is_file()]
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    return [folder / f for f in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+
+
+def _read(name: str, file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: {file} cannot be read ({error.__class__.__name__})") from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{name}: {file} holds no settings")
+    return data
