@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
     from omnicli.config import Config
     from omnicli.media.probe import MediaInfo
-    from omnicli.models.base import OmniModel
+    from omnicli.models.base import EncodedClip, OmniModel
 
 
 def identity(info: MediaInfo, question: str, config: Config) -> str:
@@ -35,6 +35,14 @@ def model(used: OmniModel) -> dict[str, str]:
     """Return which model answered, in which number format and where."""
     dtype = str(used.dtype).removeprefix("torch.")
     return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": str(used.device)}
+
+
+def cautions(used: OmniModel, clip: EncodedClip) -> list[str]:
+    """Return what a reader of the answer should know of the model: unproven, or asked beyond what it was trained for."""
+    found = [f"{used.name}: experimental, {used.experimental}"] if used.experimental else []
+    if clip.max_position >= used.max_position:
+        found.append(f"positions reach {clip.max_position:,}; {used.name} was trained up to {used.max_position:,}")
+    return found
 
 
 def tokens(

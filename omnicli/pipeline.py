@@ -125,11 +125,6 @@ def answer(
         for piece in pieces:
             on_text(piece)
     times = film.times + clock.report()
-    warnings = [*media.warnings]
-    if model.experimental:
-        warnings.append(f"{model.name}: experimental, {model.experimental}")
-    if clip.max_position >= model.max_position:
-        warnings.append(f"positions reach {clip.max_position:,}; {model.name} was trained up to {model.max_position:,}")
     return Answer(
         id=facts.identity(info, question, config),
         media=str(info.path),
@@ -147,6 +142,6 @@ def answer(
         time_to_first_token_s=round(film.times.wall_s + first_s, 4),
         peak_memory=facts.peak_memory(model.device),
         flops=cost.prefill_flops(model, length - len(kept), len(clip.tokens), read.by_layer),
-        warnings=warnings,
+        warnings=[*media.warnings, *facts.cautions(model, clip)],
         versions=facts.versions(),
     )  # fmt: skip

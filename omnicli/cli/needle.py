@@ -95,7 +95,7 @@ def needle(
     ] = None,
     journal: Annotated[
         Path | None,
-        typer.Option("--journal", metavar="FILE", help="Keep answers here (JSONL); the same or a wider run goes on from it."),
+        typer.Option("--journal", metavar="FILE", help="Keep answers here (JSONL); a wider run goes on from it."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write heat maps (.png, .svg, .pdf).")
