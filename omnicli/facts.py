@@ -38,7 +38,7 @@ def model(used: OmniModel) -> dict[str, str]:
 
 
 def cautions(used: OmniModel, clip: EncodedClip) -> list[str]:
-    """Return what a reader of the answer should know of the model: unproven, or asked beyond what it was trained for."""
+    """Return what to know of the model: that it is unproven, or was asked beyond what it was trained for."""
     found = [f"{used.name}: experimental, {used.experimental}"] if used.experimental else []
     if clip.max_position >= used.max_position:
         found.append(f"positions reach {clip.max_position:,}; {used.name} was trained up to {used.max_position:,}")
