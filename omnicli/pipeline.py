@@ -14,8 +14,7 @@ from omnicli import cost, facts
 from omnicli.encode import Encoded, Progress, encode
 from omnicli.errors import MemoryLimitError
 from omnicli.llm.decode import DecodeOptions, generate
-from omnicli.llm.kv import KVCache
-from omnicli.llm.prefill import prefill
+from omnicli.llm.reader import Reader
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.base import CAPTURES, OmniModel
 from omnicli.timing import StageClock, Times
@@ -66,8 +65,11 @@ def ask(
     progress = on_progress or (lambda stage, done, total: None)
     tell = on_text or (lambda index, text: None)
     film = look(source, config.media, config.compressor.needs, model, progress=progress, clock=clock)
+    reader, last = Reader(model), len(questions) - 1
     return [
-        answer(film, question, config, model, on_text=partial(tell, i), progress=progress)
+        answer(
+            film, question, config, model, reader=reader, last=i == last, on_text=partial(tell, i), progress=progress
+        )
         for i, question in enumerate(questions)
     ]
 
@@ -88,14 +90,19 @@ def look(
 @torch.inference_mode()
 def answer(
     film: Film, question: str, config: Config, model: OmniModel, *,
+    reader: Reader | None = None, last: bool = False, history: Sequence[tuple[str, str]] = (),
     on_text: Callable[[str], None] = lambda text: None, progress: Progress = lambda stage, done, total: None,
 ) -> Answer:  # fmt: skip
-    """Answer one question about an encoded file: compress, prefill, generate."""
+    """Answer one question about an encoded file: compress, prefill, generate.
+
+    ``reader`` keeps what questions share from one call to the next, up to the ``last`` one; ``history`` holds what was
+    asked and answered before.
+    """
     info, media = film.info, film.media
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
     clock = StageClock(cuda=model.device.type == "cuda")
     clip, options = media.clip, DecodeOptions(**vars(config.generate))
-    prompt = model.prompt(question, video=clip.video, audio=clip.audio)
+    prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history)
     with clock.stage("compress"):
         selection = compressor.compress(clip.tokens, model.query(prompt))
         kept = clip.tokens.select(selection)
@@ -106,14 +113,11 @@ def answer(
             f"{info.path}: {length:,} tokens do not fit the model's context of {model.max_position:,}; "
             "choose a preset that keeps fewer (--preset avoc), a lower --fps, or a shorter span (--start, --end)"
         )
-    cache = KVCache(
-        model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=model.device,
-        capacity=length + options.max_new_tokens,
-    )  # fmt: skip
+    reads = reader or Reader(model)
     with clock.stage("prefill"):
-        read = prefill(
-            model, sequence.embeds, sequence.position_ids, cache, media_span=sequence.media_span, media=kept,
-            pruner=compressor, encoded=(clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)),
+        read, cache = reads.read(
+            sequence, kept, compressor, encoded=(clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)),
+            room=options.max_new_tokens, last=last or reader is None,
             progress=lambda share: progress("prefill", share * length, length), clock=clock,
         )  # fmt: skip
     with clock.stage("generate"):
@@ -135,7 +139,8 @@ def answer(
         config=config.to_dict(),
         media_used=media.used,
         tokens=facts.tokens(clip.tokens, kept, compressor, read.levels, model.depth)
-        | {"text": length - len(kept), "generated": len(text.token_ids), "selection": selection.report},
+        | {"text": length - len(kept), "reused": reads.reused, "generated": len(text.token_ids)}
+        | {"selection": selection.report},
         stages={name: round(seconds, 4) for name, seconds in times.stages.items()},
         busy={name: round(seconds, 4) for name, seconds in times.busy.items()},
         wall_s=round(times.wall_s, 4),

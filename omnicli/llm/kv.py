@@ -90,6 +90,17 @@ class KVCache:
             buffers[0][:, :, :m], buffers[1][:, :, :m] = k, v
         self._lengths[layer] = m
 
+    def copy(self, layers: int, capacity: int) -> KVCache:
+        """Return a cache of ``capacity`` with copies of what the first ``layers`` layers hold."""
+        new = KVCache(
+            len(self), self.kv_heads, self.head_dim, dtype=self.dtype, device=self.device, capacity=capacity
+        )  # fmt: skip
+        for layer in range(layers):
+            if (length := self._lengths[layer]) > 0:
+                keys, values = self._buffers(layer)
+                new.update(keys[:, :, :length], values[:, :, :length], layer)
+        return new
+
     def truncate(self, lengths: int | Sequence[int]) -> None:
         """Drop everything after the first ``lengths`` tokens (one number, or one per layer)."""
         wanted = [lengths] * len(self) if isinstance(lengths, int) else list(lengths)

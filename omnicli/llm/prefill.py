@@ -1,15 +1,16 @@
 """Read a prompt into the KV cache: the layer loop, in bounded chunks, with pruning on the way if a method asks for it.
 
-Without pruning the loop goes chunk by chunk through all layers (working memory: one chunk). With pruning it goes layer
-by layer through all chunks, so that a method sees the whole media at its layer; hidden states, rotary values, cache
-rows and deepstack features then follow the same indices. Text is never pruned. Nothing here knows a model family or a
-method.
+A prompt is read in two parts. What stands before the question, media included, is the same for every question as far
+as the first layer that a method prunes after (all layers, if it prunes after none): a `Prefix`, read chunk by chunk.
+The rest follows, and from that layer on the loop goes layer by layer through all chunks, so that a method sees the
+whole media at its layer; hidden states, rotary values, cache rows and deepstack features then follow the same indices.
+Text is never pruned. Nothing here knows a model family or a method.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -104,6 +105,95 @@ class PrefillResult:
         return [[first, video + audio] for first, video, audio in self.levels]
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a prompt, read as far as what comes behind it does not matter.
+
+    Attributes
+    ----------
+    embeds : Tensor (P, D)
+        Its input embeddings.
+    position_ids : Tensor (axes, P)
+        Their rotary positions.
+    span : slice
+        Rows that are media tokens.
+    media : MediaTokens or None
+        Those tokens.
+    cache : KVCache
+        Holds it in the first ``layers`` layers.
+    layers : int
+        How many layers have read it: up to and with the first one that is pruned after.
+    hidden : Tensor (P, D) or None
+        Hidden states after them; None where that is all layers.
+    """
+
+    embeds: Tensor
+    position_ids: Tensor
+    span: slice
+    media: MediaTokens | None
+    cache: KVCache
+    layers: int
+    hidden: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        """P."""
+        return self.embeds.shape[0]
+
+    def fits(self, embeds: Tensor, position_ids: Tensor, media: MediaTokens | None, layers: int) -> bool:
+        """Tell whether another prompt begins with it."""
+        mine, theirs = (None if m is None else m.layer_features for m in (self.media, media))
+        return (
+            layers == self.layers
+            and torch.equal(position_ids[:, : self.rows], self.position_ids)
+            and torch.equal(embeds[: self.rows], self.embeds)
+            and (mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs)))
+        )
+
+
+def shared_layers(model: OmniModel, media: MediaTokens | None, pruner: LayerPruner | None) -> int:
+    """Return how many layers read a prompt's media as if no question followed.
+
+    Raises
+    ------
+    ValueError
+        The method wants to prune after a layer that the model does not have.
+    """
+    return min(_stops(model, media, pruner), default=model.depth - 1) + 1
+
+
+def _stops(model: OmniModel, media: MediaTokens | None, pruner: LayerPruner | None) -> frozenset[int]:
+    """Return the layers after which media tokens are dropped."""
+    if pruner is None or media is None:
+        return frozenset()
+    late = pruner.late_removal(model.depth)
+    stops = frozenset(pruner.layers(model.depth)) | frozenset([] if late is None else [late])
+    if wrong := sorted(layer for layer in stops if not 0 <= layer < model.depth):
+        raise ValueError(f"the method wants to prune after layers {wrong}; the model has 0..{model.depth - 1}")
+    return stops
+
+
+@torch.no_grad()
+def read_prefix(
+    model: OmniModel,
+    embeds: Tensor,
+    position_ids: Tensor,
+    cache: KVCache,
+    *,
+    media_span: slice,
+    media: MediaTokens | None,
+    layers: int,
+    chunk: int = 2048,
+    progress: Callable[[float], None] | None = None,
+) -> Prefix:
+    """Read the beginning of a prompt; see `prefill` for the parameters and `shared_layers` for ``layers``."""
+    hidden = _by_chunk(
+        model, embeds, position_ids, cache, layers=layers, span=media_span, extra=_extra(media), chunk=chunk,
+        report=progress or (lambda _: None), whole=layers < model.depth,
+    )  # fmt: skip
+    return Prefix(embeds, position_ids, media_span, media, cache, layers, hidden if layers < model.depth else None)
+
+
 @torch.no_grad()
 def prefill(
     model: OmniModel,
@@ -115,6 +205,7 @@ def prefill(
     media: MediaTokens | None = None,
     pruner: LayerPruner | None = None,
     encoded: tuple[int, int] | None = None,
+    prefix: Prefix | None = None,
     chunk: int = 2048,
     progress: Callable[[float], None] | None = None,
     clock: StageClock | None = None,
@@ -136,6 +227,8 @@ def prefill(
     encoded : (int, int)
         Picture and sound tokens before any selection, for methods that choose before and inside the LLM; None: those
         that enter.
+    prefix : Prefix
+        The prompt's beginning, which ``cache`` then holds already in the layers that have read it.
     chunk : int
         Positions worked on at a time.
     progress : callable
@@ -150,35 +243,46 @@ def prefill(
         ascending and in range.
     """
     span = media_span if media_span is not None else slice(0, 0)
-    if embeds.shape[0] == 0:
+    size = embeds.shape[0]
+    if size == 0:
         raise ValueError("prefill needs at least one token")
     if media is not None and len(media) != span.stop - span.start:
         raise ValueError(f"media_span holds {span.stop - span.start} tokens, media holds {len(media)}")
-    if span.stop > embeds.shape[0]:
+    if span.stop > size:
         raise ValueError("media_span reaches past the prompt")
-    stops: frozenset[int] = frozenset()
-    if pruner is not None and media is not None:
-        late = pruner.late_removal(model.depth)
-        stops = frozenset(pruner.layers(model.depth)) | frozenset([] if late is None else [late])
-    wrong = [layer for layer in stops if not 0 <= layer < model.depth]
-    if wrong:
-        raise ValueError(f"the method wants to prune after layers {sorted(wrong)}; the model has 0..{model.depth - 1}")
+    stops = _stops(model, media, pruner)
     report = progress or (lambda _: None)
-    extra = media.layer_features if media is not None else None
+    layers = shared_layers(model, media, pruner)
+    held = [length - (prefix.rows if prefix and i < prefix.layers else 0) for i, length in enumerate(cache.lengths)]
+    if prefix is None:
+        rows = span.stop if span.stop < size else 0  # the last position belongs to the rest: its logits are asked for
+        share = rows / size * layers / model.depth
+        begin = embeds[:rows], position_ids[:, :rows], cache
+        prefix = read_prefix(
+            model, *begin, media_span=span, media=media, layers=layers, chunk=chunk,
+            progress=lambda done: report(done * share),
+        )  # fmt: skip
+    behind = prefix.rows
     if stops and pruner is not None and media is not None:
         entered = _counted(media)
-        loop = _Pruned(model, cache, chunk, report, clock, stops, pruner, media, entered, encoded or entered)
-        return loop(embeds, position_ids, span, extra)
-
-    total = span.stop - span.start
-    last = _by_chunk(model, embeds, position_ids, cache, span=span, extra=extra, chunk=chunk, report=report)
-    kept = torch.arange(total, device=embeds.device)
-    levels = [(0, total, 0)] if media is None else [(0, *_counted(media))]
+        loop = _Pruned(model, cache, chunk, report, clock, stops, pruner, media, entered, encoded or entered, held)
+        return loop(prefix, embeds[behind:], position_ids, span)
+    last = _by_chunk(
+        model, embeds[behind:], position_ids[:, behind:], cache,
+        layers=model.depth, span=span, extra=_extra(media), chunk=chunk, first=behind,
+        report=lambda done: report((behind + done * (size - behind)) / size),
+    )  # fmt: skip
+    kept = torch.arange(span.stop - span.start, device=embeds.device)
+    levels = [(0, span.stop - span.start, 0)] if media is None else [(0, *_counted(media))]
     return PrefillResult(model.logits(last)[0], levels, kept)
 
 
 def _counted(media: MediaTokens) -> tuple[int, int]:
     return media.count(Modality.VIDEO), media.count(Modality.AUDIO)
+
+
+def _extra(media: MediaTokens | None) -> Tensor | None:
+    return None if media is None else media.layer_features
 
 
 def _by_chunk(
@@ -187,23 +291,32 @@ def _by_chunk(
     position_ids: Tensor,
     cache: KVCache,
     *,
+    layers: int,
     span: slice,
     extra: Tensor | None,
     chunk: int,
     report: Callable[[float], None],
+    first: int = 0,
+    whole: bool = False,
 ) -> Tensor:
+    """Run rows, which are the prompt's from ``first`` on, through the first layers; return the last hidden state, or
+    the ``whole`` of them."""
     size = embeds.shape[0]
-    hidden = embeds[:0]
+    out = torch.empty_like(embeds) if whole else embeds[:0]
     for begin in range(0, size, chunk):
         end = min(begin + chunk, size)
         hidden = embeds[begin:end]
         rope = model.rope(position_ids[:, begin:end])
-        for layer in range(model.depth):
+        for layer in range(layers):
             hidden, _ = model.layer(layer, hidden, rope, cache)
             if extra is not None and layer < extra.shape[0]:
-                hidden = _add_extra(hidden, extra[layer], span, begin)
+                hidden = _add_extra(hidden, extra[layer], span, first + begin)
+        if whole:
+            out[begin:end] = hidden
+        else:
+            out = hidden[-1:]
         report(end / size)
-    return hidden[-1:]
+    return out
 
 
 def _add_extra(hidden: Tensor, features: Tensor, span: slice, begin: int) -> Tensor:
@@ -230,39 +343,50 @@ class _Pruned:
     media: MediaTokens
     entered: tuple[int, int]
     encoded: tuple[int, int]
+    held: list[int]  # tokens that each layer's cache held before the prompt
 
-    def __call__(self, embeds: Tensor, position_ids: Tensor, span: slice, extra: Tensor | None) -> PrefillResult:
-        model, hidden = self.model, embeds.clone()
+    def __call__(self, prefix: Prefix, rest: Tensor, position_ids: Tensor, span: slice) -> PrefillResult:
+        """Read ``rest`` (n, D) behind the prefix and go on with both."""
+        model, hidden, behind = self.model, rest.clone(), prefix.rows
         rope, depth = model.rope(position_ids), model.depth
-        media, late = self.media, self.pruner.late_removal(depth)
-        kept = torch.arange(len(media), device=embeds.device)
+        media, late, held = self.media, self.pruner.late_removal(depth), self.held
+        extra = _extra(media)
+        kept = torch.arange(len(media), device=rest.device)
         levels = [(0, *self.entered)]
-        spare = max(0, self.cache.capacity - embeds.shape[0])
+        rows = behind + rest.shape[0]
+        spare = max(0, self.cache.capacity - rows)
         ran: list[tuple[int, Tensor, slice]] = []  # what each layer's cache held before, and which media it holds
         for layer in range(depth):
-            self.cache.reserve(layer, hidden.shape[0] + spare)
-            held = self.cache.lengths[layer]
+            alone = layer < prefix.layers  # the prefix has been there: only the rest is to be read
+            if not alone:
+                self.cache.reserve(layer, hidden.shape[0] + spare)
+            first = behind if alone else 0
             attention = None
-            for begin in range(0, hidden.shape[0], self.chunk):
-                end = min(begin + self.chunk, hidden.shape[0])
+            for begin, end in self._chunks(0 if alone else behind, hidden.shape[0]):
                 ask = self._asks(layer, LAST_QUERY_ATTENTION) and end == hidden.shape[0]
                 piece, attention = model.layer(
-                    layer, hidden[begin:end], model.take(rope, slice(begin, end)), self.cache, last_attention=ask
+                    layer,
+                    hidden[begin:end],
+                    model.take(rope, slice(first + begin, first + end)),
+                    self.cache,
+                    last_attention=ask,
                 )
                 if extra is not None and layer < extra.shape[0]:
-                    piece = _add_extra(piece, extra[layer], span, begin)
+                    piece = _add_extra(piece, extra[layer], span, first + begin)
                 hidden[begin:end] = piece
-            self.report((layer + 1) / depth)
-            ran.append((held, kept, span))
+            self.report(max(prefix.rows / rows * prefix.layers, layer + 1) / depth)
+            ran.append((held[layer], kept, span))
+            if layer == prefix.layers - 1 and prefix.hidden is not None:
+                hidden = torch.cat([prefix.hidden, hidden])
             if late is not None and layer <= late and not self.pruner.keeps_kv():
-                self._forget(layer, hidden.shape[0] + held, ran[-1], kept[:0], spare)
+                self._forget(layer, self.cache.lengths[layer], ran[-1], kept[:0], spare)
             if layer not in self.stops or layer == depth - 1 or not len(media):
                 continue
             with self.clock.stage("select_in_llm") if self.clock is not None else contextlib.nullcontext():
                 if self._asks(layer, OUTPUT_ATTENTION):
                     attention = self.model.query_attention(layer, hidden, rope)[span]
                 elif attention is not None:
-                    attention = attention[held + span.start : held + span.stop]
+                    attention = attention[held[layer] + span.start : held[layer] + span.stop]
                 view = LayerView(layer, depth, hidden[span], attention, media, self.entered, self.encoded)
                 keep = kept[:0] if layer == late else _checked(self.pruner.prune(layer, view), len(media), layer)
             if keep.numel() == len(media):
@@ -275,6 +399,7 @@ class _Pruned:
                 ]
             )
             hidden, rope = hidden[index], model.take(rope, index)
+            behind -= len(media) - keep.numel() if behind else 0
             kept, media = kept[keep], media.select(Selection(keep))
             extra = None if extra is None else extra[:, keep]
             span = slice(span.start, span.start + keep.numel())
@@ -283,6 +408,12 @@ class _Pruned:
             for layer, before in enumerate(ran):
                 self._forget(layer, self.cache.lengths[layer], before, kept, spare)
         return PrefillResult(model.logits(hidden[-1:])[0], levels, kept)
+
+    def _chunks(self, border: int, size: int) -> Iterator[tuple[int, int]]:
+        """Yield where chunks begin and end: those of the first part end at ``border``, as they did when it was read."""
+        for first, last in ((0, border), (border, size)):
+            for begin in range(first, last, self.chunk):
+                yield begin, min(begin + self.chunk, last)
 
     def _asks(self, layer: int, what: str) -> bool:
         return layer in self.stops and what in self.pruner.needs
@@ -314,4 +445,14 @@ def _checked(keep: Tensor, n: int, layer: int) -> Tensor:
     return keep
 
 
-__all__ = ["LAST_QUERY_ATTENTION", "OUTPUT_ATTENTION", "LayerPruner", "LayerView", "PrefillResult", "prefill"]
+__all__ = [
+    "LAST_QUERY_ATTENTION",
+    "OUTPUT_ATTENTION",
+    "LayerPruner",
+    "LayerView",
+    "PrefillResult",
+    "Prefix",
+    "prefill",
+    "read_prefix",
+    "shared_layers",
+]

@@ -11,6 +11,7 @@ import pytest
 
 from omnicli import pipeline
 from omnicli.cli import bench as command
+from omnicli.llm import reader
 
 NAMES = ["full", "seats-10", "random-10"]
 SPREAD = {"median", "q1", "q3", "min", "max", "values"}
@@ -161,7 +162,7 @@ def _fail(monkeypatch, name, error):
             raise error
         return real(*args, pruner=pruner, **kwargs)
 
-    monkeypatch.setattr(pipeline, "prefill", prefill)
+    monkeypatch.setattr(reader, "prefill", prefill)
 
 
 def test_the_exit_code_when_nothing_asked_for_could_be_measured(bench, monkeypatch):

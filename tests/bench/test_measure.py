@@ -14,6 +14,7 @@ from omnicli.bench import memory, rig, rows
 from omnicli.bench.measure import Measured, Run, Variant, comparable, measure, passes
 from omnicli.config import MediaConfig, load_config
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, ModelError
+from omnicli.llm import reader
 from omnicli.timing import StageClock
 from tests import tiny
 
@@ -53,7 +54,7 @@ def fake(monkeypatch, model):
     for module in (room, rig):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr("omnicli.timing.time", clock)
-    real_prefill, real_encode = pipeline.prefill, pipeline.encode
+    real_prefill, real_encode = reader.prefill, pipeline.encode
 
     def encode(*args, clock: StageClock, **kwargs):
         fake_.calls.append("film")
@@ -68,7 +69,7 @@ def fake(monkeypatch, model):
 
     fake_ = clock
     monkeypatch.setattr(pipeline, "encode", encode)
-    monkeypatch.setattr(pipeline, "prefill", prefill)
+    monkeypatch.setattr(reader, "prefill", prefill)
     return clock
 
 
@@ -200,7 +201,7 @@ def test_a_film_that_does_not_fit_fails_for_all_that_share_it(film, model, three
 
 @pytest.mark.parametrize("error", [MediaError("broken"), ModelError("missing"), RuntimeError("boom"), KeyError("x")])
 def test_other_errors_are_not_hidden(film, model, three, monkeypatch, error):
-    monkeypatch.setattr(pipeline, "prefill", _raise(error))
+    monkeypatch.setattr(reader, "prefill", _raise(error))
     with pytest.raises(type(error)):
         measure(film, three, "why?", model, repeat=1)
 
@@ -222,7 +223,7 @@ def _fails(monkeypatch, name, error, after):
             raise error
         return real(*args, pruner=pruner, **kwargs)
 
-    monkeypatch.setattr(pipeline, "prefill", prefill)
+    monkeypatch.setattr(reader, "prefill", prefill)
     return calls
 
 

@@ -32,6 +32,7 @@ ANSWER: dict[str, Any] = {
         "video": {"encoded": int, "kept": int},
         "audio": {"encoded": int, "kept": int},
         "text": int,
+        "reused": int,
         "generated": int,
         "by_layer": list,
         "retention": NUMBER,
