@@ -22,6 +22,7 @@ from omnicli.timing import StageClock
 from omnicli.types import Answer, Modality
 
 if TYPE_CHECKING:
+    from omnicli.cache import Cache
     from omnicli.config import Config, MediaConfig
 
 OnText = Callable[[int, str], None]
@@ -34,11 +35,13 @@ class Film:
     info: MediaInfo
     media: Encoded
     shared: tuple[dict[str, float], float]
+    cached: bool = False
 
 
 def ask(
     source: str | Path | MediaInfo, questions: Sequence[str], config: Config, model: OmniModel, *,
     on_text: OnText | None = None, on_progress: Progress | None = None, clock: StageClock | None = None,
+    cache: Cache | None = None,
 ) -> list[Answer]:  # fmt: skip
     """Answer questions about one file; it is decoded and encoded once.
 
@@ -52,6 +55,8 @@ def ask(
         Called with stage, done, total; see `omnicli.encode.Progress`.
     clock : StageClock
         Already holds what was timed before, such as loading the model.
+    cache : Cache
+        Where encoded films are kept; None: nowhere.
 
     Returns
     -------
@@ -65,7 +70,7 @@ def ask(
     """
     progress = on_progress or (lambda stage, done, total: None)
     tell = on_text or (lambda index, text: None)
-    film = look(source, config.media, config.compressor.needs, model, progress=progress, clock=clock)
+    film = look(source, config.media, config.compressor.needs, model, progress=progress, clock=clock, cache=cache)
     return [
         answer(film, question, config, model, on_text=partial(tell, i), progress=progress)
         for i, question in enumerate(questions)
@@ -75,13 +80,18 @@ def ask(
 @torch.inference_mode()
 def look(
     source: str | Path | MediaInfo, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
-    progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None,
+    progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None, cache: Cache | None = None,
 ) -> Film:  # fmt: skip
-    """Decode and encode a file, capturing what of ``needs`` the encoders can give."""
-    clock = clock or StageClock(cuda=model.device.type == "cuda")
+    """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept."""
+    clock, capture = clock or StageClock(cuda=model.device.type == "cuda"), needs & CAPTURES
+    entry = cache and cache.entry(source, settings, capture, model, clock)
+    if entry and (kept := entry.read()):
+        return Film(*kept, clock.report(), cached=True)
     with clock.stage("probe"):
         info = source if isinstance(source, MediaInfo) else probe(source)
-    media = encode(info, settings, model, capture=needs & CAPTURES, clock=clock, progress=progress)
+    media = encode(info, settings, model, capture=capture, clock=clock, progress=progress)
+    if entry:
+        entry.write(info, media)
     return Film(info, media, clock.report())
 
 
@@ -101,23 +111,20 @@ def answer(
         kept = clip.tokens.select(selection)
     sequence = model.sequence(prompt, clip, kept)
     length = sequence.embeds.shape[0]
-    if length + options.max_new_tokens > model.max_position:
+    if (capacity := length + options.max_new_tokens) > model.max_position:
         raise MemoryLimitError(
             f"{info.path}: {length:,} tokens do not fit the model's context of {model.max_position:,}; "
             "choose a preset that keeps fewer (--preset avoc), a lower --fps, or a shorter span (--start, --end)"
         )
-    cache = KVCache(
-        model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=model.device,
-        capacity=length + options.max_new_tokens,
-    )  # fmt: skip
+    kv = KVCache(model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=model.device, capacity=capacity)
     with clock.stage("prefill"):
         read = prefill(
-            model, sequence.embeds, sequence.position_ids, cache, media_span=sequence.media_span, media=kept,
+            model, sequence.embeds, sequence.position_ids, kv, media_span=sequence.media_span, media=kept,
             pruner=compressor, encoded=(clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)),
             progress=lambda share: progress("prefill", share * length, length), clock=clock,
         )  # fmt: skip
     with clock.stage("generate"):
-        text = generate(model, cache, read.logits, sequence.next_position, options)
+        text = generate(model, kv, read.logits, sequence.next_position, options)
         pieces = (piece for piece in text)
         first = next(pieces, "")
         first_s = clock.elapsed()
@@ -130,14 +137,8 @@ def answer(
     if clip.max_position >= model.max_position:
         warnings.append(f"positions reach {clip.max_position:,}; {model.name} was trained up to {model.max_position:,}")
     return Answer(
-        id=facts.identity(info, question, config),
-        media=str(info.path),
-        question=question,
-        answer=text.text.strip(),
-        model=facts.model(model),
-        preset=config.preset,
-        config=config.to_dict(),
-        media_used=media.used,
+        id=facts.identity(info, question, config), media=str(info.path), question=question, answer=text.text.strip(),
+        model=facts.model(model), preset=config.preset, config=config.to_dict(), media_used=media.used,
         tokens=facts.tokens(clip.tokens, kept, compressor, read.levels, model.depth)
         | {"text": length - len(kept), "generated": len(text.token_ids), "selection": selection.report},
         stages={name: round(seconds, 4) for name, seconds in totals.items()},
@@ -145,6 +146,5 @@ def answer(
         time_to_first_token_s=round(shared[1] + first_s, 4),
         peak_memory=facts.peak_memory(model.device),
         flops=cost.prefill_flops(model, length - len(kept), len(clip.tokens), read.by_layer),
-        warnings=warnings,
-        versions=facts.versions(),
+        warnings=warnings, versions=facts.versions(), cached=film.cached,
     )  # fmt: skip
