@@ -146,10 +146,11 @@ class Cache:
         self.make_room(0)  # another process may have written meanwhile
 
     def give_up(self, error: OSError) -> None:
-        """Tell why the cache cannot be used, and write no more."""
-        self.writes = False
-        reason = error.strerror or str(error)
-        self.tell(f"cache: no films can be kept in {self.folder} ({reason}); omni cache info, or --no-cache")
+        """Tell once why the cache cannot be used, and write no more."""
+        if self.writes:
+            self.writes = False
+            reason = error.strerror or str(error)
+            self.tell(f"cache: no films can be kept in {self.folder} ({reason}); omni cache info, or --no-cache")
 
     def _files(self, pattern: re.Pattern[str]) -> list[Item]:
         found = []
