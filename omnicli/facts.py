@@ -15,14 +15,49 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omnicli import __version__
-from omnicli.types import MediaTokens, Modality
+from omnicli import __version__, cost
+from omnicli.types import Answer, MediaTokens, Modality, Selection
 
 if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
     from omnicli.config import Config
+    from omnicli.llm.decode import Generation
+    from omnicli.llm.prefill import PrefillResult
     from omnicli.media.probe import MediaInfo
     from omnicli.models.base import EncodedClip, OmniModel
+    from omnicli.pipeline import Film
+    from omnicli.timing import Times
+
+
+def answer(
+    film: Film, question: str, config: Config, used: OmniModel, *,
+    prompt_length: int, kept: MediaTokens, selection: Selection, read: PrefillResult, reused: int, text: Generation,
+    times: Times, first_token_s: float,
+) -> Answer:  # fmt: skip
+    """Return the answer with everything that is known of its run."""
+    clip, around = film.media.clip, prompt_length - len(kept)
+    counts = tokens(clip.tokens, kept, config.compressor, read.levels, used.depth)
+    counts |= {"text": around, "reused": reused, "generated": len(text.token_ids), "selection": selection.report}
+    return Answer(
+        id=identity(film.info, question, config),
+        media=str(film.info.path),
+        question=question,
+        answer=text.text.strip(),
+        model=model(used),
+        preset=config.preset,
+        config=config.to_dict(),
+        media_used=film.media.used,
+        tokens=counts,
+        stages={name: round(seconds, 4) for name, seconds in times.stages.items()},
+        busy={name: round(seconds, 4) for name, seconds in times.busy.items()},
+        wall_s=round(times.wall_s, 4),
+        time_to_first_token_s=round(first_token_s, 4),
+        peak_memory=peak_memory(used.device),
+        flops=cost.prefill_flops(used, around, len(clip.tokens), read.by_layer),
+        warnings=[*film.media.warnings, *cautions(used, clip)],
+        versions=versions(),
+        cached=film.cached,
+    )
 
 
 def identity(info: MediaInfo, question: str, config: Config) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omnicli import cost, facts
+from omnicli import facts
 from omnicli.encode import Encoded, Progress, encode
 from omnicli.errors import MemoryLimitError
 from omnicli.llm.decode import DecodeOptions, generate
@@ -21,6 +21,7 @@ from omnicli.timing import StageClock, Times
 from omnicli.types import Answer, Modality
 
 if TYPE_CHECKING:
+    from omnicli.cache import Cache
     from omnicli.config import Config, MediaConfig
 
 OnText = Callable[[int, str], None]
@@ -33,11 +34,13 @@ class Film:
     info: MediaInfo
     media: Encoded
     times: Times
+    cached: bool = False
 
 
 def ask(
     source: str | Path | MediaInfo, questions: Sequence[str], config: Config, model: OmniModel, *,
     on_text: OnText | None = None, on_progress: Progress | None = None, clock: StageClock | None = None,
+    cache: Cache | None = None,
 ) -> list[Answer]:  # fmt: skip
     """Answer questions about one file; it is decoded and encoded once.
 
@@ -51,6 +54,8 @@ def ask(
         Called with stage, done, total; see `omnicli.encode.Progress`.
     clock : StageClock
         Already holds what was timed before, such as loading the model.
+    cache : Cache
+        Where encoded films are kept; None: nowhere.
 
     Returns
     -------
@@ -64,7 +69,7 @@ def ask(
     """
     progress = on_progress or (lambda stage, done, total: None)
     tell = on_text or (lambda index, text: None)
-    film = look(source, config.media, config.compressor.needs, model, progress=progress, clock=clock)
+    film = look(source, config.media, config.compressor.needs, model, progress=progress, clock=clock, cache=cache)
     reader, last = Reader(model), len(questions) - 1
     return [
         answer(
@@ -77,13 +82,18 @@ def ask(
 @torch.inference_mode()
 def look(
     source: str | Path | MediaInfo, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
-    progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None,
+    progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None, cache: Cache | None = None,
 ) -> Film:  # fmt: skip
-    """Decode and encode a file, capturing what of ``needs`` the encoders can give."""
-    clock = clock or StageClock(cuda=model.device.type == "cuda")
+    """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept."""
+    clock, capture = clock or StageClock(cuda=model.device.type == "cuda"), needs & CAPTURES
+    entry = cache and cache.entry(source, settings, capture, model, clock)
+    if entry and (kept := entry.read()):
+        return Film(*kept, clock.report(), cached=True)
     with clock.stage("probe"):
         info = source if isinstance(source, MediaInfo) else probe(source)
-    media = encode(info, settings, model, capture=needs & CAPTURES, clock=clock, progress=progress)
+    media = encode(info, settings, model, capture=capture, clock=clock, progress=progress)
+    if entry:
+        entry.write(info, media)
     return Film(info, media, clock.report())
 
 
@@ -115,38 +125,20 @@ def answer(
         )
     reads = reader or Reader(model)
     with clock.stage("prefill"):
-        read, cache = reads.read(
+        read, kv = reads.read(
             sequence, kept, compressor, encoded=(clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)),
             room=options.max_new_tokens, last=last or reader is None,
             progress=lambda share: progress("prefill", share * length, length), clock=clock,
         )  # fmt: skip
     with clock.stage("generate"):
-        text = generate(model, cache, read.logits, sequence.next_position, options)
+        text = generate(model, kv, read.logits, sequence.next_position, options)
         pieces = (piece for piece in text)
         first = next(pieces, "")
         first_s = clock.elapsed()
         on_text(first)
         for piece in pieces:
             on_text(piece)
-    times = film.times + clock.report()
-    return Answer(
-        id=facts.identity(info, question, config),
-        media=str(info.path),
-        question=question,
-        answer=text.text.strip(),
-        model=facts.model(model),
-        preset=config.preset,
-        config=config.to_dict(),
-        media_used=media.used,
-        tokens=facts.tokens(clip.tokens, kept, compressor, read.levels, model.depth)
-        | {"text": length - len(kept), "reused": reads.reused, "generated": len(text.token_ids)}
-        | {"selection": selection.report},
-        stages={name: round(seconds, 4) for name, seconds in times.stages.items()},
-        busy={name: round(seconds, 4) for name, seconds in times.busy.items()},
-        wall_s=round(times.wall_s, 4),
-        time_to_first_token_s=round(film.times.wall_s + first_s, 4),
-        peak_memory=facts.peak_memory(model.device),
-        flops=cost.prefill_flops(model, length - len(kept), len(clip.tokens), read.by_layer),
-        warnings=[*media.warnings, *facts.cautions(model, clip)],
-        versions=facts.versions(),
+    return facts.answer(
+        film, question, config, model, prompt_length=length, kept=kept, selection=selection, read=read,
+        reused=reads.reused, text=text, times=film.times + clock.report(), first_token_s=film.times.wall_s + first_s,
     )  # fmt: skip

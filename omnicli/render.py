@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LABELS = {
     "probe": "look at the file",
     "load": "load the model",
+    "cache": "read or keep tokens",
     "decode_video": "decode pictures",
     "decode_audio": "decode sound",
     "preprocess": "preprocess",

@@ -18,6 +18,7 @@ from typing import Any
 STAGES = (
     "probe",
     "load",
+    "cache",
     "decode_video",
     "decode_audio",
     "preprocess",

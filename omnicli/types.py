@@ -168,7 +168,10 @@ class MediaUsed:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered question with everything needed to trust and to repeat it (`omni ask --json`)."""
+    """One answered question with everything needed to trust and to repeat it (`omni ask --json`).
+
+    ``cached``: the film's tokens were read from the cache (`omnicli.cache`).
+    """
 
     id: str
     media: str
@@ -188,6 +191,7 @@ class Answer:
     evidence: Sequence[dict[str, Any]] = ()
     warnings: Sequence[str] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    cached: bool = False
     status: str = "ok"
     schema: int = 1
 

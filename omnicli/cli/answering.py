@@ -18,6 +18,7 @@ from omnicli.errors import MediaError, near_names
 from omnicli.timing import StageClock
 
 if TYPE_CHECKING:
+    from omnicli.cache import Cache
     from omnicli.config import Config
     from omnicli.models.base import OmniModel
     from omnicli.types import Answer
@@ -127,17 +128,19 @@ def answer(
     json_out: bool,
     clock: StageClock | None = None,
     on_text: Any = None,
+    cache: Cache | None = None,
 ) -> list[Answer]:
     """Load the model, ask, and render: answers (or JSON lines) on stdout, notes and the stage table on stderr.
 
     ``clock`` may already run, so that checking and importing count. ``on_text(index, piece)`` replaces the writing of
-    answers to stdout; the caller then renders them.
+    answers to stdout; the caller then renders them. ``cache``: where encoded films are kept; None: nowhere.
     """
     from omnicli.media.probe import probe
 
     clock = clock or StageClock()
     with clock.stage("probe"):
-        info = probe(path)  # a file that cannot be read is told of before the model is loaded
+        # a file that cannot be read is told of before the model is loaded; what the cache knows was read before
+        source = path if cache is not None and cache.knows(path) else probe(path)
     model = load(config, clock)
     with clock.stage("load"):
         from omnicli import pipeline
@@ -146,7 +149,9 @@ def answer(
         stream = render.AnswerStream(questions, progress)
         write = on_text or (None if json_out else stream)
         try:
-            answers = pipeline.ask(info, questions, config, model, on_text=write, on_progress=progress, clock=clock)
+            answers = pipeline.ask(
+                source, questions, config, model, on_text=write, on_progress=progress, clock=clock, cache=cache
+            )
         except BaseException:
             stream.close()
             raise

@@ -66,6 +66,9 @@ def ask(
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither read nor keep the film's tokens (omni cache info).")
+    ] = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Ask one or more questions about a file.
@@ -87,14 +90,15 @@ def ask(
         generate__temperature=temperature,
         generate__seed=seed,
     )
-    from omnicli.cli import answering
+    from omnicli.cli import answering, defaults
     from omnicli.timing import StageClock
 
     clock = StageClock()
     path = answering.check_media(media)
     with clock.stage("load"):
         config = answering.prepare(preset, settings, model, device, dtype)
-    answering.answer(path, questions, config, json_out=json_out, clock=clock)
+        cache = None if no_cache else defaults.open_cache()
+    answering.answer(path, questions, config, json_out=json_out, clock=clock, cache=cache)
 
 
 def read_questions(question: str | None, more: list[str] | None) -> list[str]:

@@ -6,9 +6,12 @@
     preset: avoc
     device: cuda
     dtype: bfloat16
+    cache_dir: /fast/disk/omni
+    cache_limit: 50 GB
     set: [media.fps=2, generate.max_new_tokens=128]
 
-``OMNI_MODEL``, ``OMNI_PRESET``, ``OMNI_DEVICE`` and ``OMNI_DTYPE`` win over the file; options win over both.
+``OMNI_MODEL``, ``OMNI_PRESET``, ``OMNI_DEVICE``, ``OMNI_DTYPE``, ``OMNI_CACHE_DIR`` and ``OMNI_CACHE_LIMIT`` win over
+the file; options win over both.
 """
 
 from __future__ import annotations
@@ -16,10 +19,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from omnicli import render
+from omnicli.cli.options import parse_size
 from omnicli.errors import ConfigError, near_names
 
-KEYS = ("model", "preset", "device", "dtype")
+if TYPE_CHECKING:
+    from omnicli.cache import Cache
+
+KEYS = ("model", "preset", "device", "dtype", "cache_dir", "cache_limit")
 FALLBACK_MODEL = "pocket"
 FALLBACK_PRESET = "avoc"
 
@@ -32,6 +41,8 @@ class Defaults:
     preset: str | None = None
     device: str | None = None
     dtype: str | None = None
+    cache_dir: str | None = None
+    cache_limit: str | None = None
     set: tuple[str, ...] = ()
 
 
@@ -41,6 +52,25 @@ def config_path() -> Path:
         return Path(named).expanduser()
     base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(base).expanduser() / "omni" / "config.yaml"
+
+
+def open_cache() -> Cache:
+    """Return the cache of encoded films: in the folder and up to the size that were chosen, or ~/.cache/omni and 20 GB.
+
+    Raises
+    ------
+    ConfigError
+        A wrong config file, or a limit that is no size.
+    """
+    from omnicli.cache import LIMIT, Cache
+
+    mine = load_defaults()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "omni"
+    try:
+        limit = LIMIT if mine.cache_limit is None else parse_size(mine.cache_limit)
+    except ValueError as error:
+        raise ConfigError(f"cache_limit: {error}") from None
+    return Cache(Path(mine.cache_dir or base).expanduser(), limit, render.note)
 
 
 def load_defaults() -> Defaults:
@@ -83,6 +113,8 @@ def _read(path: Path) -> dict[str, object]:
                 problems.append(f"{path}: set: must be a list of key=value")
         elif key not in KEYS:
             problems.append(f"{path}: unknown key {key!r}{near_names(str(key), (*KEYS, 'set'))}")
+        elif key == "cache_limit" and type(value) is int:
+            data[key] = str(value)
         elif not isinstance(value, str):
             problems.append(f"{path}: {key}: must be text")
     if problems:

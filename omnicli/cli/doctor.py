@@ -16,6 +16,7 @@ from omnicli import __version__, render
 from omnicli.cli import defaults
 from omnicli.cli import options as opt
 from omnicli.cli.answering import POCKET_FOLDER
+from omnicli.cli.cache import show_size
 from omnicli.errors import OmniError
 
 EXAMPLES = """\b
@@ -198,6 +199,14 @@ def _check_hub_cache() -> Check:
     return _result("hub cache", found)
 
 
+def _check_cache() -> Check:
+    cache = defaults.open_cache()
+    try:
+        return _result("cache", f"{cache.folder}: {show_size(cache.size())} of {show_size(cache.limit)}")
+    except OSError as error:
+        return _result("cache", f"{cache.folder}: {error.strerror}", "choose another folder with OMNI_CACHE_DIR")
+
+
 CHECKS: tuple[Callable[[], Check], ...] = (
     _check_versions,
     _check_torch_pair,
@@ -209,4 +218,5 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _check_presets,
     _check_config_file,
     _check_hub_cache,
+    _check_cache,
 )

@@ -47,6 +47,32 @@ def parse_time(text: str) -> float:
     return int(found[1] or 0) * 3600.0 + int(found[2] or 0) * 60.0 + float(found[3])
 
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Return bytes from ``0``, ``20 GB``, ``1.5GiB`` or ``500M``; ValueError for anything else."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or (found[3] and not found[2]):
+        raise ValueError(f"{text!r} is not a size; write 20 GB, 500 MB or 1.5 GiB")
+    unit = _UNITS[found[2].upper()]
+    if found[3]:
+        unit = 1 << 10 * list(_UNITS).index(found[2].upper())
+    return int(float(found[1]) * unit)
+
+
+_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def parse_age(text: str) -> float:
+    """Return seconds from ``45s``, ``90m``, ``12h``, ``30d`` or ``2w``; anything else is a usage error."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([smhdw])", str(text).strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not an age; write 45s, 90m, 12h, 30d or 2w")
+    return float(found[1]) * _AGES[found[2]]
+
+
 def check_span(start_s: float | None, end_s: float | None) -> None:
     """Raise `UsageError` when a stretch of the film ends before it starts."""
     if end_s is not None and end_s <= (start_s or 0.0):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from omnicli import fingerprint
 from omnicli.errors import MediaError
 from omnicli.media import frames as tables
 from omnicli.media.container import FAILURES, DecodeStats, one_line, open_media
@@ -90,6 +91,8 @@ class MediaInfo:
     subtitles : tuple of SubtitleStream
     problems : tuple of str
         What is odd or wrong, one line each, without the file's name.
+    stamp : (int, int) or None
+        The file's `omnicli.fingerprint.stamp` before it was read.
     status : str
         ``ok``; ``truncated``: the header promises more than is there; ``damaged``: something cannot be read.
     """
@@ -105,6 +108,7 @@ class MediaInfo:
     subtitles: tuple[SubtitleStream, ...] = ()
     problems: tuple[str, ...] = ()
     status: str = "ok"
+    stamp: tuple[int, int] | None = None
 
     @property
     def video_present_s(self) -> float:
@@ -163,6 +167,7 @@ def probe(path: str | Path) -> MediaInfo:
 def _probe(path: Path) -> MediaInfo:
     problems: list[str] = []
     with open_media(path) as container:
+        stamp = fingerprint.stamp(path)
         name = container.format.name
         start_s = None if container.start_time is None else container.start_time / 1e6
         header_s = None if container.duration is None else container.duration / 1e6
@@ -224,6 +229,7 @@ def _probe(path: Path) -> MediaInfo:
         subtitles=subtitles,
         problems=tuple(problems),
         status="truncated" if truncated else "damaged" if damaged else "ok",
+        stamp=stamp,
     )
 
 

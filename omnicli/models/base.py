@@ -180,6 +180,8 @@ class OmniModel(abc.ABC):
         As asked for by the user; commit of the hub snapshot or ``"local"``.
     folder : Path or None
         The checkpoint; None for random weights.
+    fingerprint : str or None
+        Equal for equal checkpoints, whatever they are called; None for random weights.
     device, dtype
         Where and in what the weights are.
     hidden_size, intermediate_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
@@ -211,6 +213,7 @@ class OmniModel(abc.ABC):
     name: str
     revision: str
     folder: Path | None
+    fingerprint: str | None = None
     device: torch.device
     dtype: torch.dtype
     hidden_size: int

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from omnicli import registry
+from omnicli import fingerprint, registry
 from omnicli.errors import ModelError, near_names
 from omnicli.models.base import OmniModel
 
@@ -71,7 +71,10 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> O
     folder, revision = find_folder(name)
     family = _family(name, _read_config(name, folder))
     check_weights(name, folder)
-    return family.load(folder, name=name, revision=revision, device=where, dtype=what)
+    known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
+    model = family.load(folder, name=name, revision=revision, device=where, dtype=what)
+    model.fingerprint = known_by
+    return model
 
 
 def resolve_device(device: str) -> torch.device:

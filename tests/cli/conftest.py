@@ -35,10 +35,11 @@ class Result:
 
 @pytest.fixture(autouse=True)
 def _nobody_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep the machine's own configuration out of the tests."""
+    """Keep the machine's own configuration and cache out of the tests."""
     for name in [n for n in os.environ if n.startswith("OMNI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
+    monkeypatch.setenv("OMNI_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

@@ -49,6 +49,7 @@ ANSWER: dict[str, Any] = {
     "evidence": list,
     "warnings": list,
     "versions": dict,
+    "cached": bool,
 }
 EVIDENCE = {"start_s": NUMBER, "end_s": NUMBER, "score": OPTIONAL, "modality": str}
 
@@ -66,7 +67,7 @@ def problems(value: Any, schema: Any = None, path: str = "answer") -> list[str]:
         if schema is ANSWER and not out:
             out = _contents(value)
         return out
-    if isinstance(value, bool) or not isinstance(value, schema):
+    if isinstance(value, bool) != (schema is bool) or not isinstance(value, schema):
         return [f"{path}: {type(value).__name__} is not allowed"]
     if isinstance(value, float) and not math.isfinite(value):
         return [f"{path}: {value}"]

@@ -116,6 +116,7 @@ def test_doctor_reports_every_check(omni):
         "presets",
         "config file",
         "hub cache",
+        "cache",
     ]
     assert "usable" in omni("doctor").out
 
