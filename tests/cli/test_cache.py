@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 QUESTION = "What is the secret number?"
-MEASURED = ("stages", "wall_s", "time_to_first_token_s", "peak_memory", "cached")
+MEASURED = ("stages", "busy", "wall_s", "time_to_first_token_s", "peak_memory", "cached")
 
 
 @pytest.fixture
