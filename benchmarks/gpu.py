@@ -1,0 +1,128 @@
+"""Everything that needs a graphics card, in one command of under ten minutes; the summary comes last.
+
+    python benchmarks/gpu.py --out benchmarks/results/gpu-DATE [--minutes 9] [--models qwen2.5-omni-7b ...]
+
+In this order, each in a process of its own, until the time is up: encoding against the stock loops, 256 frames and
+seconds and then an hour's; selection of AVOC on an hour's tokens and of SEATS on 128 frames; `omni bench` with random
+weights at full size, 128 frames and then an hour, against full tokens. What there was no time for, and what failed, is
+told. Writes summary.json, one JSON file per step and the plots to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+OMNI = [sys.executable, "-m", "omnicli.cli.main"]
+PRESETS = ("seats-10", "avoc", "omnizip-35", "divprune-om-10")
+
+
+def steps(args: argparse.Namespace, films: dict[int, Path]) -> Iterator[tuple[str, list[str]]]:
+    """Yield names and commands; each prints JSON, or writes it to the file named after ``--out``."""
+    out = args.out
+    encode = [sys.executable, str(HERE / "encode.py"), "--model", "dummy:qwen2.5-omni-7b", "--device", args.device]
+    for frames in (256, 3600):
+        yield f"encode-{frames}", [*encode, "--frames", str(frames), "--seconds", str(frames), "--runs", "2"]
+    selection = [sys.executable, str(HERE / "selection.py"), "--device", args.device, "--methods"]
+    for name, rest in (
+        ("avoc-hour", ["avoc", "--hour", "--retention", "0.0906"]),
+        ("seats-paper", ["seats", "avoc", "--paper", "--retention", "0.1"]),
+    ):
+        yield f"select-{name}", [*selection, *rest, "--out", str(out / f"select-{name}.json")]
+    presets = [word for preset in PRESETS for word in ("--preset", preset)]
+    for seconds, repeat in ((600, "3"), (3600, "1")):
+        for model in args.models:
+            name = f"bench-{model}-{seconds}"
+            frames = ["--max-frames", "128"] if seconds == 600 else ["--fps", "1"]
+            yield name, [
+                *OMNI, "bench", str(films[seconds]), "--dummy-weights", model, *presets, *frames, "--repeat", repeat,
+                "--device", args.device, "--json", "--plot", str(out / f"{name}.png"),
+            ]  # fmt: skip
+
+
+def run(name: str, command: list[str], out: Path, left_s: float) -> dict[str, Any]:
+    """Run one step; returns what is known of it."""
+    begin = time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=left_s, check=False)
+    except subprocess.TimeoutExpired:
+        return {"step": name, "error": f"stopped after {left_s:.0f} s: the time was up"}
+    told: dict[str, Any] = {"step": name, "wall_s": round(time.monotonic() - begin, 1)}
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return told | {"error": lines[-1] if lines else f"ended with exit code {done.returncode}"}
+    if done.stdout.lstrip().startswith("{"):
+        (out / f"{name}.json").write_text(done.stdout)
+    else:
+        told["lines"] = done.stdout.strip().splitlines()
+    return told
+
+
+def summary(step: dict[str, Any], out: Path) -> list[str]:
+    """Return the lines that tell of one step."""
+    name = step["step"]
+    if "error" in step:
+        return [f"{name}: {step['error']}"]
+    head = f"{name} ({step['wall_s']:.0f} s)"
+    if "lines" in step:
+        return [head, *(f"  {line}" for line in step["lines"])]
+    found = json.loads((out / f"{name}.json").read_text())
+    if name.startswith("encode"):
+        parts = (f"{p} {found[p]['ours_s']} s, {found[p]['ratio']} x stock" for p in ("pictures", "sound"))
+        return [f"{head}: {'; '.join(parts)}; together {found['together']} x"]
+    rows = []
+    for row in found["rows"]:
+        if row["error"]:
+            rows.append(f"  {row['preset']}: {row['error']}")
+            continue
+        s, m = row["seconds"], row["peak_memory"]
+        rows.append(
+            f"  {row['preset']}: retention {row['retention']['layers']}, FLOPs x {row['flops']['factor']}, "
+            f"encode {s['encode']['median']} s, compress {s['compress']['median']} s, select in LLM "
+            f"{s['select_in_llm']['median']} s, prefill {s['prefill']['median']} s (x {row['factor']['prefill']}), "
+            f"first token {s['time_to_first_token']['median']} s (x {row['factor']['time_to_first_token']}), device "
+            f"{(m['device_bytes'] or 0) / 2**30:.1f} GiB"
+        )
+    return [head, *rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time in all")
+    parser.add_argument("--models", nargs="+", default=["qwen2.5-omni-7b", "qwen3-omni-30b"])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", help="run the steps whose names hold this")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes
+    told: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        films = {seconds: Path(folder) / f"{seconds}.mp4" for seconds in (600, 3600)}
+        for name, command in steps(args, films):
+            if args.only and args.only not in name:
+                continue
+            left_s = end - time.monotonic()
+            if left_s < 20:
+                told.append({"step": name, "error": "no time left"})
+                continue
+            if (film := next((f for f in films.values() if str(f) in command), None)) and not film.exists():
+                from omnicli.bench.clip import write_clip
+
+                write_clip(film, float(film.stem))
+            told.append(run(name, command, args.out, left_s))
+            print(*summary(told[-1], args.out), sep="\n", flush=True)
+    (args.out / "summary.json").write_text(json.dumps(told, indent=1) + "\n")
+    print("\n--- summary ---", *(line for step in told for line in summary(step, args.out)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
