@@ -128,7 +128,8 @@ def answer(
     totals = {name: shared[0].get(name, 0.0) + seconds for name, seconds in (shared[0] | stages).items()}
     warnings = [*media.warnings]
     if clip.max_position >= model.max_position:
-        warnings.append(f"positions reach {clip.max_position:,}; {model.name} was trained up to {model.max_position:,}")
+        reach = f"{clip.max_position:,.0f}"
+        warnings.append(f"positions reach {reach}; {model.name} was trained up to {model.max_position:,}")
     return Answer(
         id=facts.identity(info, question, config),
         media=str(info.path),

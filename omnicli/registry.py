@@ -30,7 +30,9 @@ METHOD_HELPERS = frozenset(
 )  # fmt: skip
 """Modules in ``compress/`` that are no methods; so are names that begin with an underscore."""
 
-MODEL_HELPERS = frozenset({"attention", "base", "chat", "dummy", "layout", "loading", "mel", "preprocessing"})
+MODEL_HELPERS = frozenset(
+    {"attention", "base", "chat", "dummy", "layout", "loading", "mel", "preprocessing", "qwen_omni", "towers"}
+)
 """Modules in ``models/`` that are no families."""
 
 T = TypeVar("T")

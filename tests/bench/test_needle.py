@@ -14,7 +14,7 @@ import torch
 
 from omnicli import pipeline
 from omnicli.bench import needle as needles
-from omnicli.bench import needle_film, needle_plot, needle_run, needle_sound
+from omnicli.bench import needle_film, needle_plot, needle_run
 from omnicli.bench.needle import MODALITIES, Grid, Needle
 from omnicli.config import MediaConfig, load_config
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, UsageError
@@ -171,7 +171,7 @@ def test_a_needle_costs_only_what_it_touches(film, model, monkeypatch):
 
 
 def test_a_family_of_unknown_windows_is_encoded_in_whole(film, model, monkeypatch):
-    monkeypatch.setattr(needle_sound, "GRAINS", {})
+    monkeypatch.setattr(model, "grain", None)
     hay = haystack(film, model, durations=(5.0, 12.5))
     for duration_s in (5.0, 12.5):
         prefix = hay.prefix(duration_s)

@@ -165,10 +165,11 @@ def test_the_released_picture_limits_are_not_taken_for_frames(broken):
 def test_the_7b_has_its_published_size():
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-    from omnicli.models import dummy
+    from omnicli.models.dummy import Shrink, random_model
+    from omnicli.models.qwen2_5_omni import Qwen25Omni
 
-    config, _ = dummy.qwen2_5_omni("7b")
-    model = dummy.random_model(Qwen2_5OmniThinkerForConditionalGeneration, config, "meta", torch.bfloat16)
+    config, _ = Qwen25Omni.dummy_config("7b", Shrink())
+    model = random_model(Qwen2_5OmniThinkerForConditionalGeneration, config, "meta", torch.bfloat16)
     assert round(sum(p.numel() for p in model.parameters()) / 1e9, 2) == 8.93
 
 
