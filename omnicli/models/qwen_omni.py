@@ -129,15 +129,22 @@ class QwenOmni(OmniModel):
     def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> QwenOmni:
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
         with chat.quiet():
-            loaded: Any = cls.thinker_class.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **cls.load_options,
-            )
+            try:
+                loaded: Any = cls.thinker_class.from_pretrained(
+                    folder,
+                    dtype=dtype,
+                    attn_implementation="sdpa",
+                    local_files_only=True,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **cls.load_options,
+                )
+            except RuntimeError as error:
+                if "conversion of the weights" not in str(error) and "size mismatch" not in str(error):
+                    raise
+                raise ModelError(
+                    f"{name}: weights in {folder} are missing or do not fit its config.json; download it again"
+                ) from error
             thinker, info = loaded
             tokenizer = chat.load_tokenizer(name, folder)
         if missing := sorted(info["missing_keys"]):

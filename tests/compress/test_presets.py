@@ -12,10 +12,10 @@ from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.models.base import CAPTURES
 from omnicli.types import Modality
-from tests import tiny
+from tests import tiny, tiny_qwen3
 
 DEPTH = 28
-FAMILIES = {"qwen2-5-omni": tiny.model}
+FAMILIES = {"qwen2-5-omni": tiny.model, "qwen3-omni-moe": tiny_qwen3.model}
 CLIPS = {"both": (12, 9.0), "silent": (7, None), "sound only": (0, 6.3), "one frame": (1, 2.0)}
 
 
@@ -30,7 +30,7 @@ def omni(request):
 
 def encoded(omni, kind, capture):
     frames, seconds = CLIPS[kind]
-    pictures = tiny.frames(frames, 112, 168) if frames else None
+    pictures = tiny.frames(frames, 4 * omni.pixel_unit, 6 * omni.pixel_unit) if frames else None
     return tiny.encode(
         omni, pictures, np.arange(frames) / 2, None if seconds is None else tiny.sound(seconds), capture=capture
     )
