@@ -290,7 +290,8 @@ def _used(job: _Job, times: list[float], sounds: list[EncodedAudio], size: tuple
     if times and info.frames is not None:
         seconds = min(span[1], info.frames.end_s) - min(times[0], span[1])
     tokens = sum(piece.features.shape[0] for piece in sounds)
-    heard_to = min(span[0] + tokens / job.model.audio_tokens_per_s, info.audio_span[1]) if info.audio_span else 0.0
+    last = span[0] + tokens / job.model.audio_tokens_per_s  # the last token of a sound may reach beyond it
+    heard_to = min(last, span[1], info.audio_span[1]) if info.audio_span else 0.0
     heard = max(0.0, heard_to - max(span[0], info.audio_span[0])) if tokens and info.audio_span else 0.0
     return MediaUsed(
         video_s=round(seconds, 3),

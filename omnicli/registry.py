@@ -33,7 +33,7 @@ METHOD_HELPERS = frozenset(
 MODEL_HELPERS = frozenset(
     {
         "attention", "base", "chat", "dummy", "layout", "loading", "mel", "minicpm_o_towers", "minicpm_o_weights",
-        "preprocessing",
+        "preprocessing", "qwen_omni", "towers",
     }
 )  # fmt: skip
 """Modules in ``models/`` that are no families."""

@@ -18,27 +18,7 @@ import torch
 from torch import Tensor
 
 from omnicli.models.base import EncodedAudio, OmniModel
-from omnicli.models.mel import DYNAMIC_RANGE, HOP, SAMPLE_RATE, WINDOW, LogMel
-
-
-@dataclass(frozen=True)
-class Grain:
-    """What a family's sound tower takes independently of everything before and after it.
-
-    Attributes
-    ----------
-    seconds : float
-        Length of a block.
-    bands : int
-        Mel bands.
-    """
-
-    seconds: float
-    bands: int
-
-
-GRAINS = {"minicpm_o": Grain(30.0, 80), "qwen2_5_omni": Grain(2.0, 128)}
-"""Families whose sound is exact in blocks, proven in their tests; the sound of others is encoded in whole each time."""
+from omnicli.models.mel import DYNAMIC_RANGE, HOP, SAMPLE_RATE, SILENCE, WINDOW, LogMel, mel_frame_count
 
 _MARGIN = WINDOW + HOP  # samples: more than any mel frame reaches
 _FEED = 30 * SAMPLE_RATE  # samples fed at a time: bounds the working memory over an hour
@@ -88,12 +68,12 @@ class SoundBlocks:
     Attributes
     ----------
     grain : Grain or None
-        The model family's; None: every sound is encoded in whole.
+        The model's; None: every sound is encoded in whole.
     """
 
     def __init__(self, model: OmniModel, capture: frozenset[str] = frozenset()) -> None:
         self.model, self.capture = model, capture
-        self.grain = GRAINS.get(model.family)
+        self.grain = model.grain
         self._tokens = 1 << 40  # per block
         self._block = 1 << 40  # samples per block
         if self.grain is not None:
@@ -147,21 +127,28 @@ class SoundBlocks:
         return Change(tuple(pieces), high, low, maximum)
 
     def _count(self, samples: np.ndarray) -> int:
-        return -(-len(samples) // self._block)
+        if self.grain is None:
+            return 1
+        frames = mel_frame_count(len(samples), self.grain.mirror_end)
+        return max(1, -(-frames // (self._block // HOP)))
 
     def _range(self, samples: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the largest and smallest raw mel value of the blocks ``first`` to ``last - 1``.
 
-        The frames behind the end that still touch sound are counted in the last block, as in `LogMel.maximum`.
+        Where the end is not mirrored, frames behind it that still touch sound are counted in the last block, as in
+        `LogMel.maximum`.
         """
         if self.grain is None:
             whole = self.model.measure_log_mel_max(_chunks(samples))
             return np.array([whole]), np.array([-np.inf])
         lo, hi = max(0, first - 1) * self._block, (last + 1) * self._block
         part = samples[lo:hi]
-        if hi >= len(samples):
+        if hi >= len(samples) and not self.grain.mirror_end:
             part = np.concatenate([part, np.zeros(2 * HOP, np.float32)])
-        frames = [(x.amax(0), x.amin(0)) for x in _fed(LogMel(self.grain.bands), part) if x.shape[1]]
+        stream = LogMel(self.grain.bands, self.grain.mirror_end)
+        frames = [(x.amax(0), x.amin(0)) for x in _fed(stream, part) if x.shape[1]]
+        if not frames:  # shorter than a frame
+            return np.full(1, SILENCE), np.full(1, SILENCE)
         top, bottom = (torch.cat(values).double().numpy() for values in zip(*frames, strict=True))
         wide, skip = self._block // HOP, (first * self._block - lo) // HOP
         starts = skip + wide * np.arange(last - first)

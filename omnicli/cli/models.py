@@ -30,11 +30,11 @@ def register(app: typer.Typer) -> None:
 @models.command("list", epilog="\b\nExamples:\n  omni models list\n  omni models list --json")
 def list_models(json_out: opt.JsonFlag = False, verbose: opt.VerboseFlag = False) -> None:
     """List the short names and whether each model's weights are on this machine."""
-    from omnicli.models.loading import SHORT_NAMES, find_folder
+    from omnicli.models.loading import find_folder, short_names
 
     facts: list[dict[str, Any]] = []
     caveats = _caveats()
-    for name, hub_id in SHORT_NAMES.items():
+    for name, hub_id in short_names().items():
         try:
             folder, _ = find_folder(name)
             state, where = "here", str(folder)

@@ -57,12 +57,12 @@ class Generation(Iterator[str]):
         Generated ids, without the stop token.
     finish_reason : str or None
         ``"eos"``, ``"stop"`` (a stop string), ``"length"``, or None while running.
-    next_position : int
-        Rotary position of the next token; all generated ids but the last are in the cache.
+    next_position : float
+        Rotary position of the next token (see `EncodedClip`); all generated ids but the last are in the cache.
     """
 
     def __init__(
-        self, model: OmniModel, cache: KVCache, logits: Tensor, next_position: int, options: DecodeOptions
+        self, model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions
     ) -> None:
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
@@ -119,13 +119,13 @@ class Generation(Iterator[str]):
 
 
 def generate(
-    model: OmniModel, cache: KVCache, logits: Tensor, next_position: int, options: DecodeOptions | None = None
+    model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions | None = None
 ) -> Generation:
     """Continue from ``logits`` (V,) after the cache's tokens.
 
     Parameters
     ----------
-    next_position : int
+    next_position : float
         Rotary position of the first generated token, the same on all axes.
 
     Returns

@@ -95,18 +95,18 @@ class EncodedClip:
     ----------
     tokens : MediaTokens
         In the order the model reads them.
-    next_position : int
+    next_position : float
         Rotary position of the first token after the uncompressed media. A selection keeps it, so that text is read at
-        the same place whatever was dropped.
-    max_position : int
-        Largest position of any uncompressed media token, on any axis.
+        the same place whatever was dropped. An int in families whose positions are whole numbers.
+    max_position : float
+        Largest position of any uncompressed media token, on any axis; likewise.
     video, audio : bool
         Which media are in the clip; chooses the markers around them.
     """
 
     tokens: MediaTokens
-    next_position: int
-    max_position: int
+    next_position: float
+    max_position: float
     video: bool
     audio: bool
 
@@ -138,7 +138,26 @@ class ModelInput:
     embeds: Tensor
     position_ids: Tensor
     media_span: slice
-    next_position: int
+    next_position: float
+
+
+@dataclass(frozen=True)
+class Grain:
+    """What a family's sound tower takes independently of everything before and after it.
+
+    Attributes
+    ----------
+    seconds : float
+        Length of a block.
+    bands : int
+        Mel bands.
+    mirror_end : bool
+        How the mel of the sound's end is made; see `omnicli.models.mel.LogMel`.
+    """
+
+    seconds: float
+    bands: int
+    mirror_end: bool = False
 
 
 class Tokenizer(Protocol):
@@ -166,16 +185,26 @@ class AudioEncoder(abc.ABC):
 class OmniModel(abc.ABC):
     """One loaded model. Subclasses live in one file per family and are found by that file's name.
 
+    A new family is one new file: its class, named there as ``MODEL``, says everything that is kept centrally nowhere.
+
     Attributes
     ----------
     family : str
-        Name of the family's file.
+        Name of the file.
     model_types : tuple of str
         Values of ``model_type`` in ``config.json`` that are this family's.
-    short_names, dummies : dict
-        Short names to hub ids; names after ``dummy:`` to sizes for `dummy`.
+    short_names : dict
+        Short names of released checkpoints -> hub ids; lower case.
+    dummies : dict
+        Names that may follow ``dummy:`` -> the ``size`` that `dummy` is called with; lower case.
     experimental : str
         Why the family's answers are not to be trusted yet, told with every answer; empty if they are.
+    grain : Grain or None
+        Blocks of sound that are encoded alike whatever surrounds them, proven in the family's tests: a few changed
+        seconds then cost a few blocks. None: sound is encoded in whole each time.
+    routed : int
+        Experts that a router scores for each token in each LLM layer; 0: the layers have one MLP.
+        ``intermediate_size`` then is the width of one expert times how many are active.
     name, revision : str
         As asked for by the user; commit of the hub snapshot or ``"local"``.
     folder : Path or None
@@ -209,6 +238,8 @@ class OmniModel(abc.ABC):
     short_names: ClassVar[dict[str, str]] = {}
     dummies: ClassVar[dict[str, str]] = {}
     experimental: ClassVar[str] = ""
+    grain: Grain | None = None
+    routed: int = 0
 
     name: str
     revision: str

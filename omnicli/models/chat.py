@@ -17,22 +17,34 @@ import torch
 from omnicli.errors import ModelError
 from omnicli.models.base import Prompt
 
-QWEN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
-    "{% elif part['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Qwen2.5-Omni's format, for checkpoints that come without a template."""
+
+def qwen_template(video: str, audio: str, system: str | None = None) -> str:
+    """Return the chat format of the Qwen-Omni families, for checkpoints that come without a template.
+
+    Parameters
+    ----------
+    video, audio : str
+        The placeholder of each medium between its marks.
+    system : str
+        What the system says where the messages do not begin with it; None: nothing.
+    """
+    opening = ""
+    if system is not None:
+        opening = (
+            "{% if loop.first and message['role'] != 'system' %}"
+            f"<|im_start|>system\n{system}<|im_end|>\n"
+            "{% endif %}"
+        )
+    return (
+        "{% for message in messages %}" + opening + "<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'video' %}" + video + "{% elif part['type'] == 'audio' %}" + audio + ""
+        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}<|im_end|>\n"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
 
 
 _STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -102,8 +114,8 @@ class Markers:
     audio_end: str
 
 
-def find_template(hf: Any, folder: Path | None) -> str:
-    """Return the checkpoint's chat template (tokenizer's own, ``chat_template.jinja`` or ``.json``), else Qwen's."""
+def find_template(hf: Any, folder: Path | None, default: str) -> str:
+    """Return the checkpoint's chat template (tokenizer's, ``chat_template.jinja`` or ``.json``), else ``default``."""
     if isinstance(hf.chat_template, str):
         return hf.chat_template
     if folder is not None:
@@ -111,7 +123,7 @@ def find_template(hf: Any, folder: Path | None) -> str:
             return (folder / "chat_template.jinja").read_text(encoding="utf-8")
         if (folder / "chat_template.json").is_file():
             return json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
-    return QWEN_TEMPLATE
+    return default
 
 
 def build_prompt(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -82,19 +83,42 @@ def audio_token_count(mel_frames: int) -> int:
     return max(0, ((mel_frames - 1) // 2 + 1 - 2) // 2 + 1)
 
 
-def time_positions(times_s: np.ndarray | Sequence[float], start_s: float, per_second: float) -> Tensor:
-    """Return ``floor((time - start) * per_second)`` int64, never below 0."""
+def audio_token_count_by_seconds(mel_frames: int) -> int:
+    """Return the tokens that Qwen3-Omni's audio tower makes of so many mel frames: 13 a second, each second anew."""
+    seconds, rest = divmod(mel_frames, 100)
+    for _ in range(3):  # three convolutions of stride 2
+        rest = (rest + 1) // 2
+    return 13 * seconds + rest
+
+
+def time_positions(
+    times_s: np.ndarray | Sequence[float], start_s: float, per_second: float, exact: bool = False
+) -> Tensor:
+    """Return ``(time - start) * per_second``, never below 0: rounded down int64, or float64 if ``exact``."""
     relative = np.maximum(np.asarray(times_s, np.float64) - start_s, 0.0)
+    if exact:
+        return torch.from_numpy(relative * per_second)
     return torch.from_numpy(np.floor((relative + _TIME_EPSILON) * per_second).astype(np.int64))
 
 
 def video_positions(time: Tensor, rows: int, cols: int) -> Tensor:
-    """Return relative positions (3, groups * rows * cols) int64 of picture tokens: time (groups,), row, column."""
+    """Return relative positions (3, groups * rows * cols) of picture tokens: time (groups,), row, column; as time."""
     groups = time.numel()
     t = time.view(-1, 1, 1).expand(groups, rows, cols)
-    row = torch.arange(rows).view(1, -1, 1).expand(groups, rows, cols)
-    col = torch.arange(cols).view(1, 1, -1).expand(groups, rows, cols)
+    row = torch.arange(rows, dtype=time.dtype).view(1, -1, 1).expand(groups, rows, cols)
+    col = torch.arange(cols, dtype=time.dtype).view(1, 1, -1).expand(groups, rows, cols)
     return torch.stack([t, row, col]).reshape(3, -1)
+
+
+def sound_times(count: int, clock: Clock) -> tuple[Tensor, Tensor]:
+    """Return start and end (count,) float64 of sound tokens in seconds after the clip's start."""
+    ticks = torch.arange(count)
+    if clock.sound_hop_s is None:
+        token_s = 1.0 / clock.positions_per_s
+        return ticks.double() * token_s, (ticks + 1).double() * token_s
+    second, step = ticks // ceil(1 / clock.sound_hop_s), ticks % ceil(1 / clock.sound_hop_s)
+    end = ((step + 1).double() * clock.sound_hop_s).clamp(max=1.0)
+    return second + step.double() * clock.sound_hop_s, second + end
 
 
 def interleave(video_time: Tensor, audio_time: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -105,7 +129,7 @@ def interleave(video_time: Tensor, audio_time: Tensor, block: int) -> tuple[Tens
     video_time, audio_time : Tensor (nv,), (na,) int64
         Ascending time positions relative to the clip's start.
     block : int
-        Positions per block (2 s x 25 for Qwen2.5-Omni).
+        Positions per block (2 s x 25 for Qwen2.5-Omni); 1 merges strictly by time, pictures first where they tie.
 
     Returns
     -------
@@ -125,8 +149,10 @@ def interleave(video_time: Tensor, audio_time: Tensor, block: int) -> tuple[Tens
     return order, run
 
 
-def next_position(positions: Tensor, run: Tensor) -> int:
+def next_position(positions: Tensor, run: Tensor) -> float:
     """Return the position after the media: 1 + the largest, over all axes, of the last run (stock behaviour).
+
+    An int if the positions are whole numbers.
 
     Parameters
     ----------
@@ -135,7 +161,7 @@ def next_position(positions: Tensor, run: Tensor) -> int:
     run : Tensor (N,)
         From `interleave`.
     """
-    return int(positions[:, run == run[-1]].max()) + 1
+    return positions[:, run == run[-1]].max().item() + 1
 
 
 def capped_pixels(
@@ -183,11 +209,17 @@ class Clock:
     origin : int
         Rotary position of the first media token.
     positions_per_s : float
-        Time positions, and sound tokens, per second.
+        Time positions per second.
     window_s : float
-        Length of a temporal block and of an interleaving block.
+        Length of a temporal block.
     group : int
         Frames per group.
+    exact : bool
+        Times are positions as they are, float32, and pictures and sound are merged strictly by them (Qwen3-Omni).
+        Else they are rounded down to int64, and in every temporal block pictures come first (Qwen2.5-Omni).
+    sound_hop_s : float or None
+        Seconds that a sound token covers where every second begins anew and cuts its last token short (13 of 0.08 s in
+        Qwen3-Omni). None: ``1 / positions_per_s``. A sound token's position is its number either way.
     """
 
     start_s: float
@@ -196,6 +228,8 @@ class Clock:
     positions_per_s: float
     window_s: float
     group: int
+    exact: bool = False
+    sound_hop_s: float | None = None
 
 
 def assemble(
@@ -223,14 +257,20 @@ def assemble(
     cells, n_video = rows * cols, groups * rows * cols
 
     starts, ends = token_times(frame_times, clock.group, clock.end_s)
-    picture = video_positions(time_positions(starts, clock.start_s, clock.positions_per_s), rows, cols)
-    ticks = torch.arange(sounds)
-    order, run = interleave(picture[0], ticks, round(clock.positions_per_s * clock.window_s))
+    time = time_positions(starts, clock.start_s, clock.positions_per_s, clock.exact)
+    picture, ticks = video_positions(time, rows, cols), torch.arange(sounds)
+    if clock.exact:  # a picture comes before the first sound token that is not earlier
+        slot = torch.ceil(picture[0] - _TIME_EPSILON * clock.positions_per_s).long()
+        order, run = interleave(slot, ticks, 1)
+    else:
+        order, run = interleave(picture[0], ticks, round(clock.positions_per_s * clock.window_s))
     positions = torch.cat([picture, ticks.expand(3, -1)], 1)[:, order] + clock.origin
+    if clock.exact:
+        positions = positions.float()
 
-    token_s = 1.0 / clock.positions_per_s
-    start = torch.cat([_spread(starts, cells), clock.start_s + ticks.double() * token_s])
-    end = torch.cat([_spread(ends, cells), clock.start_s + (ticks + 1).double() * token_s])
+    heard, silent = sound_times(sounds, clock)
+    start = torch.cat([_spread(starts, cells), clock.start_s + heard])
+    end = torch.cat([_spread(ends, cells), clock.start_s + silent])
     blank = torch.full((sounds,), -1, dtype=torch.int32)
     row = torch.cat([torch.arange(rows, dtype=torch.int32).repeat_interleave(cols).repeat(groups), blank])
     col = torch.cat([torch.arange(cols, dtype=torch.int32).repeat(rows * groups), blank])
@@ -253,7 +293,7 @@ def assemble(
         layer_features=_gather_levels(video, sounds, place),
     )
     after = next_position(positions, run)
-    return EncodedClip(tokens, after, int(positions.max()), video=groups > 0, audio=sounds > 0)
+    return EncodedClip(tokens, after, positions.max().item(), video=groups > 0, audio=sounds > 0)
 
 
 def _spread(seconds: np.ndarray, cells: int) -> Tensor:

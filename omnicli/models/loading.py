@@ -1,13 +1,15 @@
 """From a model's name to a loaded model. Never touches the network; only safetensors are read.
 
 A name is a short name, ``dummy:SIZE`` for random weights, a folder, or a hub id that is in the local hub cache. The
-family is found by the ``model_type`` in ``config.json``. Nothing here knows what is inside a family.
+family is found by the ``model_type`` in ``config.json``. Nothing here knows what is inside a family, nor which there
+are: short names and the names of random weights are the families' own (`OmniModel.short_names`, ``dummies``).
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,7 @@ from omnicli.errors import ModelError, near_names
 from omnicli.models.base import OmniModel
 
 POCKET = Path(__file__).parent / "pocket"
-"""Folder of the model inside the package."""
-
-SHORT_NAMES = {
-    "pocket": "",
-    "minicpm-o-4.5": "openbmb/MiniCPM-o-4_5",
-    "qwen2.5-omni-3b": "Qwen/Qwen2.5-Omni-3B",
-    "qwen2.5-omni-7b": "Qwen/Qwen2.5-Omni-7B",
-}
-"""Short names and the hub ids they stand for."""
-
-DUMMIES = {
-    "minicpm-o-4.5": ("minicpm-o", "4.5"),
-    "qwen2.5-omni-7b": ("qwen2-5-omni", "7b"),
-    "qwen2.5-omni-3b": ("qwen2-5-omni", "3b"),
-}
-"""Names after ``dummy:`` -> family and size."""
+"""Folder of the model inside the package; its short name is ``pocket``."""
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -77,6 +64,30 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> O
     return model
 
 
+def short_names() -> dict[str, str]:
+    """Return every family's short names and the hub ids they stand for, and ``pocket``, which needs none.
+
+    Imports all families. One that cannot be used with the installed libraries is left out.
+    """
+    return {"pocket": ""} | {name: hub_id for family in _families() for name, hub_id in family.short_names.items()}
+
+
+def _families(model_type: str = "", unusable: list[ModelError] | None = None) -> Iterator[type[OmniModel]]:
+    """Import one family after the other, those named like ``model_type`` first.
+
+    The errors of families that cannot be used with the installed libraries are added to ``unusable``: another family
+    may be the right one.
+    """
+    families = registry.models()
+    wanted = model_type.replace("_", "-")
+    for name in sorted(families, key=lambda name: not wanted.startswith(name)):
+        try:
+            yield families[name]
+        except ModelError as error:
+            if unusable is not None:
+                unusable.append(error)
+
+
 def resolve_device(device: str) -> torch.device:
     """Return the device meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `ModelError` if it is not there."""
     if device == "auto":
@@ -108,15 +119,21 @@ def find_folder(name: str) -> tuple[Path, str]:
     path = Path(name).expanduser()
     if path.is_dir():
         return path, "local"
-    hub_id = SHORT_NAMES.get(name.lower(), name)
     looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
     if looks_like_path or path.exists():
         what = "is not a folder" if path.exists() else "does not exist"
         raise ModelError(f"{name} {what}; give a checkpoint folder with config.json and *.safetensors")
-    if "/" not in hub_id:
-        known = [*SHORT_NAMES, *(f"dummy:{d}" for d in DUMMIES)]
-        raise ModelError(f"unknown model {name!r}{near_names(name, known)}")
-    return _from_cache(hub_id)
+    if "/" in name:
+        return _from_cache(name)
+    dummies: list[str] = []
+    unusable: list[ModelError] = []
+    for family in _families("", unusable):
+        if name.lower() in family.short_names:
+            return _from_cache(family.short_names[name.lower()])
+        dummies += [f"dummy:{dummy}" for dummy in family.dummies]
+    if unusable:
+        raise unusable[0]
+    raise ModelError(f"unknown model {name!r}{near_names(name, [*short_names(), *dummies])}")
 
 
 def _from_cache(hub_id: str) -> tuple[Path, str]:
@@ -146,21 +163,15 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     supported: list[str] = []
-    unusable: ModelError | None = None
-    families = registry.models()
-    for family_name in families:
-        try:
-            family = families[family_name]
-        except ModelError as error:  # its version guard; another family may still be the right one
-            unusable = error
-            continue
+    unusable: list[ModelError] = []
+    for family in _families(model_type, unusable):
         if model_type in family.model_types:
             return family
         supported.extend(family.model_types)
-    if unusable is not None:
-        raise unusable
+    if unusable:
+        raise unusable[0]
     raise ModelError(f"{name}: model type {model_type!r} is not supported; supported: {', '.join(sorted(supported))}")
 
 
@@ -204,16 +215,20 @@ def _is_complete(file: Path) -> bool:
 
 
 def _again(name: str) -> str:
-    hub_id = SHORT_NAMES.get(name.lower(), name)
-    if Path(name).expanduser().exists() or "/" not in hub_id:
+    if Path(name).expanduser().exists():
         return "copy or download the checkpoint again"
-    return f"get it with: hf download {hub_id}"
+    hub_id = name if "/" in name else short_names().get(name.lower())
+    return f"get it with: hf download {hub_id}" if hub_id else "copy or download the checkpoint again"
 
 
 def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
     size, *options = name.removeprefix("dummy:").split(",")
-    if size.lower() not in DUMMIES:
-        raise ModelError(f"no dummy weights called {size!r}{near_names(size, DUMMIES)}")
+    unusable: list[ModelError] = []
+    found = {dummy: family for family in _families("", unusable) for dummy in family.dummies}
+    if size.lower() not in found:
+        if unusable:
+            raise unusable[0]
+        raise ModelError(f"no dummy weights called {size!r}{near_names(size, found)}")
     layers, scale = None, 1.0
     for option in options:
         key, _, value = option.partition("=")
@@ -227,6 +242,5 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
         except ValueError:
             pass
         raise ModelError(f"{name}: cannot read {option!r}; options are layers=N and scale=F")
-    family_name, key = DUMMIES[size.lower()]
-    family = registry.models().find(family_name)
-    return family.dummy(key, name=name, device=device, dtype=dtype, layers=layers, scale=scale)
+    family = found[size.lower()]
+    return family.dummy(family.dummies[size.lower()], name=name, device=device, dtype=dtype, layers=layers, scale=scale)

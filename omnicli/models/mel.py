@@ -5,7 +5,9 @@ bands up to 8 kHz, log10 clamped at 1e-10, everything more than 8 below the clip
 (x + 4) / 4. Only the maximum couples distant samples, therefore `LogMel` returns raw log10 values and
 `normalise_log_mel` takes the maximum. Nothing here knows tokens or files.
 
-The end is treated as by an extractor that pads with zeros ("max_length"): ``ceil(samples / 160)`` frames.
+The end is treated as by an extractor that pads with zeros ("max_length"): ``ceil(samples / 160)`` frames; or, with
+``mirror_end``, as by one that does not pad ("longest"): the last samples are mirrored as the first ones always are, and
+a frame that is not full does not count, ``floor(samples / 160)`` frames.
 """
 
 from __future__ import annotations
@@ -33,24 +35,34 @@ _REACH = WINDOW // 2  # samples that a frame looks back and ahead of its own tim
 _BATCH = 3000  # frames per transform: bounds the working memory when somebody feeds an hour at once
 
 
-def mel_frame_count(samples: int) -> int:
-    """Return the number of mel frames of a sound of so many samples: ``ceil(samples / 160)``."""
-    return -(-samples // HOP)
+def mel_frame_count(samples: int, mirror_end: bool = False) -> int:
+    """Return the mel frames of a sound of so many samples: ``ceil(samples / 160)``, with ``mirror_end`` the floor."""
+    return samples // HOP if mirror_end else -(-samples // HOP)
 
 
 class LogMel:
     """One sound's raw log10 mel frames, as they become complete. Make one per clip.
 
+    Parameters
+    ----------
+    bands : int
+        Mel bands.
+    mirror_end : bool
+        Mirror the sound at its end instead of adding zeros. A sound of at most 200 samples cannot be mirrored (the
+        stock extractor refuses it) and gets zeros.
+
     Attributes
     ----------
     maximum : float
         Largest value so far; after `finish` the true maximum of the clip, in which an extractor that pads with zeros
-        also counts the (up to two) frames after the last one that still touch sound.
+        also counts the (up to two) frames after the last one that still touch sound. With ``mirror_end`` that of the
+        frames returned.
     samples : int
         Samples fed so far.
     """
 
-    def __init__(self, bands: int = 128) -> None:
+    def __init__(self, bands: int = 128, mirror_end: bool = False) -> None:
+        self.mirror_end = mirror_end
         self.maximum = SILENCE
         self.samples = 0
         self._bands = bands
@@ -77,13 +89,15 @@ class LogMel:
         self._finished = True
         if self.samples == 0:
             return torch.zeros(self._bands, 0)
-        zeros = np.zeros(2 * WINDOW + 3 * HOP, np.float32)
+        behind = np.zeros(2 * WINDOW + 3 * HOP, np.float32)
+        if self.mirror_end and self.samples > _REACH:
+            behind = self._buffer[-2 : -2 - _REACH : -1]
         done = self._frames_done()
-        self._buffer = np.concatenate([self._buffer, zeros])
+        self._buffer = np.concatenate([self._buffer, behind])
         if not self._started:
             self._start()
-        last = mel_frame_count(self.samples) - done
-        frames = self._take(last + 2)
+        last = mel_frame_count(self.samples, self.mirror_end) - done
+        frames = self._take(last if self.mirror_end else last + 2)
         return frames[:, :last]
 
     def _frames_done(self) -> int:
@@ -110,9 +124,9 @@ class LogMel:
         return frames
 
 
-def log_mel_maximum(blocks: Iterable[np.ndarray], bands: int = 128) -> float:
+def log_mel_maximum(blocks: Iterable[np.ndarray], bands: int = 128, mirror_end: bool = False) -> float:
     """Return the largest log10 mel value of a sound given as contiguous blocks: the first of two passes."""
-    stream = LogMel(bands)
+    stream = LogMel(bands, mirror_end)
     for block in blocks:
         stream.feed(block)
     stream.finish()
@@ -124,9 +138,9 @@ def normalise_log_mel(frames: Tensor, maximum: float) -> Tensor:
     return (frames.clamp(min=maximum - DYNAMIC_RANGE) + 4.0) / 4.0
 
 
-def log_mel(samples: np.ndarray, bands: int = 128) -> Tensor:
+def log_mel(samples: np.ndarray, bands: int = 128, mirror_end: bool = False) -> Tensor:
     """Return the normalised log-mel (bands, frames) of a whole sound (n,) float32 in memory."""
-    stream = LogMel(bands)
+    stream = LogMel(bands, mirror_end)
     frames = torch.cat([stream.feed(samples), stream.finish()], dim=1)
     return normalise_log_mel(frames, stream.maximum)
 

@@ -43,6 +43,7 @@ from omnicli.models.base import (
     EncodedAudio,
     EncodedClip,
     EncodedVideo,
+    Grain,
     ModelInput,
     OmniModel,
     Prompt,
@@ -77,6 +78,7 @@ class MiniCPMO(OmniModel):
     model_types: ClassVar[tuple[str, ...]] = ("minicpmo",)
     short_names: ClassVar[dict[str, str]] = {"minicpm-o-4.5": weights.HUB_ID}
     dummies: ClassVar[dict[str, str]] = {"minicpm-o-4.5": weights.VERSION}
+    grain = Grain(float(weights.PIECE_S), weights.AUDIO["num_mel_bins"])
     experimental: ClassVar[str] = "written from published facts and not yet run on the released weights"
 
     def __init__(

@@ -33,7 +33,7 @@ if not transformers.__version__.startswith(TRANSFORMERS + "."):
 from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel, WhisperConfig  # noqa: E402
 from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
 
-from omnicli.models.dummy import byte_tokenizer, check_shrinking, shrunk  # noqa: E402
+from omnicli.models.dummy import Shrink, byte_tokenizer  # noqa: E402
 
 # ---- facts about the published files, all of them ----
 
@@ -175,19 +175,16 @@ class Settings:
 
         Head sizes, windows and token counts stay real; the vocabulary is at least ``vocabulary``.
         """
-        check_shrinking(layers, scale)
-
-        def cut(depth: int) -> int:
-            return depth if layers is None else min(layers, depth)
+        shrink = Shrink(layers, scale)
 
         def smaller(facts: dict[str, Any], names: tuple[str, str, str, str], unit: int = 1) -> dict[str, Any]:
             width, heads, ffn, depth = names
-            kept = shrunk(facts[heads], unit, scale)
+            kept = shrink.width(facts[heads], unit)
             return facts | {
                 width: facts[width] // facts[heads] * kept,
                 heads: kept,
-                ffn: shrunk(facts[ffn], 16, scale),
-                depth: cut(facts[depth]),
+                ffn: shrink.width(facts[ffn], 16),
+                depth: shrink.depth(facts[depth]),
             }
 
         shared = TEXT["num_attention_heads"] // TEXT["num_key_value_heads"]

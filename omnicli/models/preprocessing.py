@@ -35,20 +35,20 @@ class Preprocessing:
     max_pixels: int = MAX_PIXELS
 
     @classmethod
-    def read(cls, folder: Path) -> Preprocessing:
-        """Read a checkpoint folder; what is missing is Qwen's default."""
+    def read(cls, folder: Path, default: Preprocessing | None = None) -> Preprocessing:
+        """Read a checkpoint folder; what is missing is the family's ``default`` (None: Qwen2.5-Omni's)."""
+        default = default or cls()
         file = folder / "preprocessor_config.json"
         data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         size = data.get("size") or {}
         limits = (
-            int(size.get("shortest_edge") or data.get("min_pixels") or MIN_PIXELS),
-            int(size.get("longest_edge") or data.get("max_pixels") or MAX_PIXELS),
+            int(size.get("shortest_edge") or data.get("min_pixels") or default.min_pixels),
+            int(size.get("longest_edge") or data.get("max_pixels") or default.max_pixels),
         )
         if limits == _PICTURE_LIMITS:
-            limits = (MIN_PIXELS, MAX_PIXELS)
-        return cls(
-            tuple(data.get("image_mean") or CLIP_MEAN), tuple(data.get("image_std") or CLIP_STD), limits[0], limits[1]
-        )
+            limits = (default.min_pixels, default.max_pixels)
+        mean, std = data.get("image_mean") or default.mean, data.get("image_std") or default.std
+        return cls(tuple(mean), tuple(std), *limits)
 
 
 class WindowedAudioEncoder(AudioEncoder):
@@ -57,19 +57,28 @@ class WindowedAudioEncoder(AudioEncoder):
     Parameters
     ----------
     encode : callable
-        Normalised mel (bands, k), starting on a window border, to encoded pieces.
+        Normalised mel (bands, k), starting on a window border, and whether it begins the sound, to encoded pieces.
     batch_frames : int
         Mel frames per call; a multiple of the tower's window.
     maximum : float
         The clip's largest log10 mel value, which makes the result exact; None: the largest heard so far.
+    mirror_end : bool
+        See `LogMel`.
     """
 
     def __init__(
-        self, encode: Callable[[Tensor], list[EncodedAudio]], bands: int, *, batch_frames: int, maximum: float | None
+        self,
+        encode: Callable[[Tensor, bool], list[EncodedAudio]],
+        bands: int,
+        *,
+        batch_frames: int,
+        maximum: float | None,
+        mirror_end: bool = False,
     ) -> None:
         self._encode_mel, self._batch, self._maximum = encode, batch_frames, maximum
-        self._mel = LogMel(bands)
+        self._mel = LogMel(bands, mirror_end)
         self._frames = torch.zeros(bands, 0)
+        self._first = True
 
     def feed(self, samples: np.ndarray) -> list[EncodedAudio]:
         """See `AudioEncoder.feed`."""
@@ -86,5 +95,6 @@ class WindowedAudioEncoder(AudioEncoder):
         maximum = self._mel.maximum if self._maximum is None else self._maximum
         while self._frames.shape[1] >= (self._batch if whole else 1):
             part, self._frames = self._frames[:, : self._batch], self._frames[:, self._batch :]
-            pieces += self._encode_mel(normalise_log_mel(part, maximum))
+            pieces += self._encode_mel(normalise_log_mel(part, maximum), self._first)
+            self._first = False
         return pieces

@@ -14,14 +14,14 @@ import torch
 
 from omnicli import pipeline
 from omnicli.bench import needle as needles
-from omnicli.bench import needle_film, needle_plot, needle_run, needle_sound
+from omnicli.bench import needle_film, needle_plot, needle_run
 from omnicli.bench.needle import MODALITIES, Grid, Needle
 from omnicli.config import MediaConfig, load_config
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, UsageError
 from omnicli.media import audio, video
 from omnicli.media.probe import probe
 from omnicli.media.write import FilmWriter
-from tests import tiny
+from tests import tiny, tiny_qwen3
 
 RATE = 16_000
 SECONDS = 13
@@ -52,9 +52,9 @@ def film(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("needle") / "film.mp4")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.model()
+@pytest.fixture(scope="module", params=[tiny, tiny_qwen3], ids=["qwen2-5-omni", "qwen3-omni-moe"])
+def model(request):
+    return request.param.model()
 
 
 def burst(seconds: float, level: float, seed: int = 9) -> np.ndarray:
@@ -82,7 +82,7 @@ def encoded(hay, frames, times, samples, duration_s):
 def same(tokens, expected, tolerance=1e-5):
     for name in ("modality", "start_s", "end_s", "window", "row", "col", "position_ids"):
         assert torch.equal(getattr(tokens, name), getattr(expected, name)), name
-    for name in ("features", "saliency", "keys"):
+    for name in ("features", "saliency", "keys", "layer_features"):
         got, want = getattr(tokens, name), getattr(expected, name)
         assert (got is None) == (want is None), name
         if got is not None:
@@ -159,7 +159,7 @@ def test_a_needle_costs_only_what_it_touches(film, model, monkeypatch):
     prefix, lengths = hay.prefix(12.5), []
     sound, picture = model.encode_sound_windows, model.encode_video
     monkeypatch.setattr(
-        model, "encode_sound_windows", lambda w, c=frozenset(): (lengths.append(w.shape[0]), sound(w, c))[1]
+        model, "encode_sound_windows", lambda w, *rest: (lengths.append(w.shape[0]), sound(w, *rest))[1]
     )
     monkeypatch.setattr(model, "encode_video", lambda f, c=frozenset(): (lengths.append(len(f)), picture(f, c))[1])
     with prefix.with_needle("vision", 0.5, Needle("482913", 5)):
@@ -171,7 +171,7 @@ def test_a_needle_costs_only_what_it_touches(film, model, monkeypatch):
 
 
 def test_a_family_of_unknown_windows_is_encoded_in_whole(film, model, monkeypatch):
-    monkeypatch.setattr(needle_sound, "GRAINS", {})
+    monkeypatch.setattr(model, "grain", None)
     hay = haystack(film, model, durations=(5.0, 12.5))
     for duration_s in (5.0, 12.5):
         prefix = hay.prefix(duration_s)

@@ -13,7 +13,7 @@ import torch
 from omnicli import registry
 from omnicli.llm.prefill import LayerView
 from omnicli.types import MediaTokens, Modality, Selection
-from tests import tiny, tiny_minicpm
+from tests import tiny, tiny_minicpm, tiny_qwen3
 from tests.compress.clips import clip, query
 
 METHODS = registry.methods()
@@ -212,12 +212,16 @@ def test_no_n_by_n_at_a_hundred_thousand(name):
     check_indices(selection.indices, len(tokens))
 
 
-@pytest.fixture(scope="module", params=[tiny.model, tiny_minicpm.model], ids=["qwen2-5-omni", "minicpm-o"])
+@pytest.fixture(
+    scope="module",
+    params=[tiny.model, tiny_minicpm.model, tiny_qwen3.model],
+    ids=["qwen2-5-omni", "minicpm-o", "qwen3-omni-moe"],
+)
 def encoded(request) -> tuple[object, MediaTokens]:
     omni = request.param()
     clip_ = tiny.encode(
         omni,
-        tiny.frames(6),
+        tiny.frames(6, 4 * omni.pixel_unit, 6 * omni.pixel_unit),
         torch.arange(6.0).double().numpy(),
         tiny.sound(5.3),
         capture=frozenset({"saliency", "keys"}),
@@ -235,5 +239,7 @@ def test_tokens_of_a_real_architecture(name, encoded):
         check_indices(selection.indices, len(tokens))
         kept = tokens.select(selection)
         assert torch.equal(kept.position_ids, tokens.position_ids[:, selection.indices])
+        if tokens.layer_features is not None:
+            assert torch.equal(kept.layer_features, tokens.layer_features[:, selection.indices])
         assert kept.features.dtype == tokens.features.dtype
         assert retention < 1 or torch.equal(kept.features, tokens.features)

@@ -13,10 +13,10 @@ from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.models.base import CAPTURES
 from omnicli.types import Modality
-from tests import tiny, tiny_minicpm
+from tests import tiny, tiny_minicpm, tiny_qwen3
 
 DEPTH = 28
-FAMILIES = {"minicpm-o": tiny_minicpm.model, "qwen2-5-omni": tiny.model}
+FAMILIES = {"minicpm-o": tiny_minicpm.model, "qwen2-5-omni": tiny.model, "qwen3-omni-moe": tiny_qwen3.model}
 REFUSED = {
     "minicpm-o": {
         preset.name
@@ -43,7 +43,7 @@ def registry_name(omni):
 
 def encoded(omni, kind, capture):
     frames, seconds = CLIPS[kind]
-    pictures = tiny.frames(frames, 112, 168) if frames else None
+    pictures = tiny.frames(frames, 4 * omni.pixel_unit, 6 * omni.pixel_unit) if frames else None
     return tiny.encode(
         omni, pictures, np.arange(frames) / 2, None if seconds is None else tiny.sound(seconds), capture=capture
     )

@@ -13,14 +13,16 @@ from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.timing import StageClock
-from tests import tiny
+from omnicli.types import Modality, Selection
+from tests import tiny, tiny_qwen3
 
 QUESTION = "Who speaks last?"
+FAMILIES = {"qwen2_5_omni": tiny, "qwen3_omni_moe": tiny_qwen3}
 
 
-@pytest.fixture(scope="module")
-def omni():
-    return tiny.model()
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def omni(request):
+    return FAMILIES[request.param].model()
 
 
 def new_cache(omni, capacity=64):
@@ -28,7 +30,7 @@ def new_cache(omni, capacity=64):
 
 
 def clip_of(omni, frames=8, seconds=4.5, fps=2.0):
-    pictures = tiny.frames(frames) if frames else None
+    pictures = FAMILIES[omni.family].frames(frames) if frames else None
     return tiny.encode(omni, pictures, np.arange(frames) / fps, tiny.sound(seconds) if seconds else None)
 
 
@@ -80,10 +82,11 @@ CASES = [(8, 4.5), (8, None), (0, 4.5), (1, 2.1), (7, 9.0)]
 
 @pytest.mark.parametrize(("frames", "seconds"), CASES)
 def test_logits_and_greedy_tokens_equal_stock_generate(omni, frames, seconds):
-    pictures = tiny.frames(frames) if frames else None
+    family = FAMILIES[omni.family]
+    pictures = family.frames(frames) if frames else None
     samples = tiny.sound(seconds) if seconds else None
-    stock = tiny.stock_inputs(omni, QUESTION, pictures, 2.0, samples)
-    fresh, _ = tiny.thinker()
+    stock = family.stock_inputs(omni, QUESTION, pictures, 2.0, samples)
+    fresh, _ = family.thinker()
     with torch.no_grad():
         expected = fresh(**stock).logits[0, -1]
         ids = fresh.generate(
@@ -110,6 +113,27 @@ def test_chunks_equal_one_shot(omni, chunk):
     assert (one.logits - many.logits).abs().max() < 1e-4 * one.logits.abs().max()
 
 
+def with_deepstack(hidden, clip, span, layer):
+    """Add the clip's features of this layer, if it has any, to its rows of (1, n, D)."""
+    levels = clip.tokens.layer_features
+    if levels is not None and layer < len(levels):
+        hidden = hidden.clone()
+        hidden[0, span] += levels[layer]
+    return hidden
+
+
+def query_and_key(omni, layer, hidden, rope):
+    """Return the rotated queries and keys of a stock layer on (1, n, D), keys repeated for every head."""
+    import importlib
+
+    stock = importlib.import_module(type(layer).__module__)
+    x, attn, n = layer.input_layernorm(hidden), layer.self_attn, hidden.shape[1]
+    q, k = attn.q_proj(x).view(1, n, 4, 16), attn.k_proj(x).view(1, n, 2, 16)
+    if hasattr(attn, "q_norm"):
+        q, k = attn.q_norm(q), attn.k_norm(k)
+    return stock.apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2).repeat_interleave(2, 1), *rope)
+
+
 def masked_reference(omni, clip, plan):
     """Full length through all layers; dropped tokens are hidden from the layers after their prune point."""
     prompt = omni.prompt(QUESTION, video=clip.video, audio=clip.audio)
@@ -123,6 +147,7 @@ def masked_reference(omni, clip, plan):
         for i, layer in enumerate(text.layers):
             mask = causal & (alive[None] | torch.eye(n, dtype=torch.bool))
             hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rope)
+            hidden = with_deepstack(hidden, clip, span, i)
             if i in plan:
                 left = torch.nonzero(alive[span]).flatten()
                 k = max(1, round(plan[i] * len(left)))
@@ -169,6 +194,7 @@ def test_late_removal_is_the_masked_run_without_media(omni, chunk):
         for i, layer in enumerate(stack.layers):
             mask = torch.ones(n, n, dtype=torch.bool).tril() & (alive[None] | torch.eye(n, dtype=torch.bool))
             hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rope)
+            hidden = with_deepstack(hidden, clip, span, i)
             if i == 0:
                 alive[span] = False
                 alive[torch.linspace(0, len(clip.tokens) - 1, half).round().long() + span.start] = True
@@ -206,15 +232,11 @@ def test_attention_of_the_layers_output_is_its_projections_applied_again(omni):
     _, _, given = read(omni, clip, pruner, chunk=50)
     text, hidden = omni.thinker.model.language_model, given.embeds[None]
     rope = text.rotary_emb(hidden, given.position_ids[:, None])
-    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import apply_rotary_pos_emb
-
     with torch.no_grad():
-        for layer in text.layers[:3]:
+        for i, layer in enumerate(text.layers[:3]):
             hidden = layer(hidden, attention_mask=None, position_embeddings=rope)
-        x, n = layer.input_layernorm(hidden), hidden.shape[1]
-        q = layer.self_attn.q_proj(x).view(1, n, 4, 16).transpose(1, 2)
-        k = layer.self_attn.k_proj(x).view(1, n, 2, 16).transpose(1, 2).repeat_interleave(2, 1)
-        q, k = apply_rotary_pos_emb(q, k, *rope)
+            hidden = with_deepstack(hidden, clip, given.media_span, i)
+        q, k = query_and_key(omni, layer, hidden, rope)
         expected = torch.softmax(q[0, :, -1:] @ k[0].transpose(1, 2) * 16**-0.5, -1).mean(0)[0][given.media_span]
     assert (pruner.last.attention - expected).abs().max() < 1e-4 * expected.max()
 
@@ -248,15 +270,10 @@ def test_the_last_querys_attention_is_the_softmax_row(omni, chunk):
     with torch.no_grad():
         for i, layer in enumerate(text.layers[:3]):
             if i == 2:
-                x = layer.input_layernorm(hidden)
-                n = x.shape[1]
-                q = layer.self_attn.q_proj(x).view(1, n, 4, 16).transpose(1, 2)
-                k = layer.self_attn.k_proj(x).view(1, n, 2, 16).transpose(1, 2).repeat_interleave(2, 1)
-                from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import apply_rotary_pos_emb
-
-                q, k = apply_rotary_pos_emb(q, k, *rope)
+                q, k = query_and_key(omni, layer, hidden, rope)
                 seen = torch.softmax(q[0, :, -1:] @ k[0].transpose(1, 2) * 16**-0.5, -1).mean(0)[0]
             hidden = layer(hidden, attention_mask=None, position_embeddings=rope)
+            hidden = with_deepstack(hidden, clip, given.media_span, i)
     assert (pruner.last.attention - seen[given.media_span]).abs().max() < 1e-5
     assert (pruner.last.hidden - hidden[0, given.media_span]).abs().max() < 1e-3
     assert 0 < float(pruner.last.attention.sum()) < 1
@@ -287,7 +304,8 @@ def test_a_continued_prompt_equals_one_prompt(omni):
     clip = clip_of(omni)
     full, _, given = read(omni, clip)
     cache, cut = new_cache(omni), given.media_span.stop
-    prefill(omni, given.embeds[:cut], given.position_ids[:, :cut], cache)
+    media = {"media_span": given.media_span, "media": clip.tokens}
+    prefill(omni, given.embeds[:cut], given.position_ids[:, :cut], cache, **media)
     state = cache.lengths
     rest = prefill(omni, given.embeds[cut:], given.position_ids[:, cut:], cache)
     assert (full.logits - rest.logits).abs().max() < 1e-4 * full.logits.abs().max()
@@ -340,7 +358,51 @@ def test_wrong_pruners_are_refused(omni):
         prefill(omni, torch.zeros(0, 64), torch.zeros(3, 0), new_cache(omni))
 
 
-def test_an_hour_goes_through_in_bounded_pieces(omni, monkeypatch):
+def test_deepstack_of_a_real_tower_matters_and_follows_what_is_kept():
+    """What a selection before the LLM leaves is what the stock layers read of the same rows, deepstack included."""
+    omni = tiny_qwen3.model()
+    whole = clip_of(omni)
+    keep = torch.arange(3, len(whole.tokens), 2)
+    clip = dataclasses.replace(whole, tokens=whole.tokens.select(Selection(keep)))
+    result, _, given = read(omni, clip, chunk=30)
+    again, _, _ = read(omni, clip, Keep({1: 0.5, 2: 0.6}), chunk=30)
+    text = omni.thinker.model.language_model
+    rope = text.rotary_emb(given.embeds[None], given.position_ids[:, None])
+    pictures = clip.tokens.modality == Modality.VIDEO
+    mask = torch.zeros(1, given.embeds.shape[0], dtype=torch.bool)
+    mask[0, given.media_span] = pictures
+    with torch.no_grad():
+        stock = text(
+            inputs_embeds=given.embeds[None],
+            position_ids=given.position_ids[:, None],
+            visual_pos_masks=mask,
+            deepstack_visual_embeds=list(whole.tokens.layer_features[:, keep[pictures]]),
+        ).last_hidden_state
+        expected = omni.thinker.lm_head(stock[0, -1])
+    assert rope[0].shape[1] == given.embeds.shape[0]
+    assert (result.logits - expected).abs().max() < 1e-4 * expected.abs().max()
+    pruned, _ = masked_reference(omni, clip, {1: 0.5, 2: 0.6})
+    assert (again.logits - pruned).abs().max() < 1e-4 * pruned.abs().max()
+    bare = dataclasses.replace(clip, tokens=dataclasses.replace(clip.tokens, layer_features=None))
+    assert (read(omni, bare)[0].logits - expected).abs().max() > 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_experts_equal_the_eager_ones(dtype):
+    from omnicli.models.qwen3_omni_moe import Qwen3OmniMoe
+
+    logits = {}
+    for experts in ("grouped_mm", "eager"):
+        thinker, tokenizer = tiny_qwen3.thinker(experts=experts)
+        assert thinker.config.text_config._experts_implementation == experts
+        omni = Qwen3OmniMoe(thinker.to(dtype), tokenizer, name="tiny")
+        logits[experts] = read(omni, clip_of(omni))[0].logits
+    scale = logits["eager"].abs().max()
+    assert (logits["grouped_mm"] - logits["eager"]).abs().max() < (1e-5 if dtype == torch.float32 else 0.05) * scale
+
+
+def test_an_hour_goes_through_in_bounded_pieces(monkeypatch):
+    omni = tiny.model()
     seen = {"patches": 0, "mel": 0, "chunk": 0}
     patches, windows, layer = omni.encode_patches, omni.encode_sound_windows, omni.layer
 
@@ -366,8 +428,6 @@ def test_an_hour_goes_through_in_bounded_pieces(omni, monkeypatch):
     assert len(clip.tokens) == 1800 + 90_000
     assert int(clip.tokens.window[-1]) == 1799
     step = 9
-    from omnicli.types import Selection
-
     tokens = clip.tokens.select(Selection(torch.arange(0, len(clip.tokens), step)))
     given = omni.sequence(omni.prompt(QUESTION, video=True, audio=True), clip, tokens)
     result = prefill(omni, given.embeds, given.position_ids, new_cache(omni, 12_000), chunk=2048)

@@ -165,10 +165,11 @@ def test_the_released_picture_limits_are_not_taken_for_frames(broken):
 def test_the_7b_has_its_published_size():
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-    from omnicli.models import dummy
+    from omnicli.models.dummy import Shrink, random_model
+    from omnicli.models.qwen2_5_omni import Qwen25Omni
 
-    config, _ = dummy.qwen2_5_omni("7b")
-    model = dummy.random_model(Qwen2_5OmniThinkerForConditionalGeneration, config, "meta", torch.bfloat16)
+    config, _ = Qwen25Omni.dummy_config("7b", Shrink())
+    model = random_model(Qwen2_5OmniThinkerForConditionalGeneration, config, "meta", torch.bfloat16)
     assert round(sum(p.numel() for p in model.parameters()) / 1e9, 2) == 8.93
 
 
@@ -197,16 +198,16 @@ def test_wrong_dummies():
     assert "scale" in message("dummy:qwen2.5-omni-7b,scale=3")
 
 
-def test_another_transformers_version_is_refused_by_name(monkeypatch):
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_another_transformers_version_is_refused_by_name(monkeypatch, family):
     import importlib
 
     import transformers
 
-    from omnicli.models import qwen2_5_omni
-
+    module = importlib.import_module(f"omnicli.models.{family}")
     monkeypatch.setattr(transformers, "__version__", "5.24.0")
-    with pytest.raises(ModelError, match=r"written for transformers 5\.23\.x, 5\.24\.0 is installed"):
-        importlib.reload(qwen2_5_omni)
+    with pytest.raises(ModelError, match=rf"{family}\.py is written for transformers 5\.23\.x, 5\.24\.0 is installed"):
+        importlib.reload(module)
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(broken):

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from omnicli import cost
 from omnicli.compress.schedule import official, solve
 from omnicli.cost import PAPERS, Dimensions, layer_macs, prefill_flops
-from omnicli.models.dummy import QWEN2_5_OMNI, qwen2_5_omni
+from omnicli.models.dummy import Shrink
 from omnicli.models.layout import audio_token_count, window_order
+from omnicli.models.qwen2_5_omni import SIZES, Qwen25Omni
 from tests import tiny
 
 SMALL = Dimensions(hidden_size=4, intermediate_size=6, depth=3, heads=2, kv_heads=1, head_dim=2, vocab_size=5)
@@ -201,10 +202,10 @@ def test_sound_tokens_are_those_of_the_tower(mel_frames):
 
 
 def test_the_towers_of_qwen2_5_omni():
-    config, _ = qwen2_5_omni("7b")
+    config, _ = Qwen25Omni.dummy_config("7b", Shrink())
     assert cost.EncoderDims.vision(config.vision_config) == cost.QWEN2_5_OMNI_7B_VISION
     assert cost.EncoderDims.audio(config.audio_config) == cost.QWEN2_5_OMNI_7B_AUDIO
-    config, _ = qwen2_5_omni("3b")
+    config, _ = Qwen25Omni.dummy_config("3b", Shrink())
     assert cost.EncoderDims.vision(config.vision_config) == cost.QWEN2_5_OMNI_3B_VISION
     assert cost.EncoderDims.audio(config.audio_config) == cost.QWEN2_5_OMNI_3B_AUDIO
     # 144 tokens of a pair: parameters of a block x 576 patches x 32, the rest is attention, patches and merger.
@@ -214,7 +215,7 @@ def test_the_towers_of_qwen2_5_omni():
 
 def test_dummy_models_have_the_dimensions_of_the_constants():
     for size, d in (("7b", SEVEN), ("3b", cost.QWEN2_5_OMNI_3B)):
-        assert list(QWEN2_5_OMNI[size].values()) == [
+        assert list(SIZES[size].values()) == [
             d.hidden_size, d.intermediate_size, d.depth, d.heads, d.kv_heads, d.vocab_size,
         ]  # fmt: skip
         assert d.query_width == d.hidden_size

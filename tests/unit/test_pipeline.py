@@ -15,7 +15,7 @@ from omnicli.config import load_config
 from omnicli.errors import MediaError, MemoryLimitError
 from omnicli.media.write import FilmWriter
 from omnicli.timing import StageClock
-from tests import tiny
+from tests import tiny, tiny_qwen3
 from tests.cli import schema
 
 QUESTIONS = ["What number is shown?", "Who speaks last?"]
@@ -49,6 +49,14 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model():
     return tiny.model()
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory):
+    """Return a tiny Qwen3-Omni, read from a full checkpoint's folder."""
+    from omnicli.models.loading import load_model
+
+    return load_model(tiny_qwen3.build(tmp_path_factory.mktemp("moe") / "tiny", full=True, layers=28), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +213,25 @@ def test_the_nominal_clock_lays_pictures_out_at_the_familys_rate(folder, model):
         tokens = made.clip.tokens
         starts[clock] = sorted(set(tokens.start_s[tokens.modality == 0].tolist()))
     assert starts == {"true": [0.0, 2.0], "nominal": [0.0, 1.0]}  # pairs of frames 1 s apart; taken as 0.5 s apart
+
+
+@pytest.mark.parametrize("preset", ["full", "avoc", "seats-10", "omnizip-35", "fastv-25"])
+@pytest.mark.parametrize("name", ["film.mp4", "silent.mp4", "sound.wav"])
+def test_qwen3_omni_answers_from_a_file(folder, moe, preset, name):
+    settings = ("media.min_pixels=4096", "media.max_pixels=30000")
+    (answer,) = ask(folder / name, moe, *settings, preset=preset, questions=QUESTIONS[:1])
+    assert schema.problems(json.loads(json.dumps(answer.to_dict(), allow_nan=False))) == []
+    tokens, used = answer.tokens, answer.media_used
+    heard = 0 if name == "silent.mp4" else 13 * SECONDS + (name == "film.mp4")  # its sound is a little longer
+    pairs = 0 if name == "sound.wav" else SECONDS
+    cells = used.width * used.height // 32**2
+    assert (tokens["audio"]["encoded"], tokens["video"]["encoded"]) == (heard, pairs * cells)
+    assert used.audio_s == pytest.approx(SECONDS if heard else 0, abs=0.1)
+    assert answer.flops["prefill"] > 0 and not any("trained up to" in line for line in answer.warnings)
+    if preset in ("full", "avoc"):  # avoc keeps 10,240 tokens: all of them
+        assert tokens["retention"] == 1.0
+    elif name == "film.mp4":
+        assert answer.flops["prefill"] < answer.flops["full_prefill"]
 
 
 def test_what_every_layer_read_is_reported(folder):

@@ -1,0 +1,378 @@
+"""What the thinkers of Qwen2.5-Omni and Qwen3-Omni share: sizes, windows of sound, one clock, prompt, LLM layer loop.
+
+Stock modules do all the arithmetic; the loops around them are ours. Pictures go frame pair by frame pair (neither
+vision tower looks across pairs), sound in windows that its tower never looks across, the LLM layer by layer. What
+differs between the two families is in their files: the towers' insides, token rates, positions of the marks around
+media. Not known here: files, methods.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnicli.errors import ModelError
+from omnicli.models import chat, layout
+from omnicli.models.attention import causal_attention, last_query_attention
+from omnicli.models.base import (
+    AudioEncoder,
+    EncodedAudio,
+    EncodedClip,
+    EncodedVideo,
+    Grain,
+    ModelInput,
+    OmniModel,
+    Prompt,
+)
+from omnicli.models.dummy import Shrink, random_model
+from omnicli.models.mel import log_mel_maximum
+from omnicli.models.preprocessing import Preprocessing, WindowedAudioEncoder
+from omnicli.types import MediaTokens
+
+TRANSFORMERS = "5.23"
+
+
+def require_transformers(file: str) -> None:
+    """Raise `ModelError` unless the version of transformers is installed that ``file`` is written for."""
+    import transformers
+
+    if not transformers.__version__.startswith(TRANSFORMERS + "."):
+        raise ModelError(
+            f"{file} is written for transformers {TRANSFORMERS}.x, {transformers.__version__} is installed; "
+            f"pip install 'transformers=={TRANSFORMERS}.*'"
+        )
+
+
+class QwenOmni(OmniModel):
+    """A Qwen-Omni thinker behind `OmniModel`. ``thinker`` is the stock module, untouched.
+
+    Attributes
+    ----------
+    thinker_class : type
+        The stock thinker.
+    load_options : dict
+        More arguments of its ``from_pretrained``.
+    defaults : Preprocessing
+        What the stock processor does where a checkpoint says nothing.
+    template : str
+        Chat template of checkpoints without one.
+    rotate : function
+        Stock rotary embedding of the LLM's queries and keys.
+    joined_marks : bool
+        Whether the two marks on either side of a film with sound share one position.
+    position_dtype : torch.dtype
+        int64 where positions are whole numbers, float32 where time is exact.
+    sound_hop_s : float or None
+        See `omnicli.models.layout.Clock`.
+    """
+
+    thinker_class: ClassVar[Any]
+    load_options: ClassVar[dict[str, Any]] = {}
+    defaults: ClassVar[Preprocessing]
+    template: ClassVar[str]
+    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
+    joined_marks: ClassVar[bool]
+    position_dtype: ClassVar[torch.dtype]
+    sound_hop_s: ClassVar[float | None] = None
+
+    def __init__(
+        self,
+        thinker: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str = "local",
+        folder: Path | None = None,
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        self.thinker = thinker.eval().requires_grad_(False)  # training turns on what it trains
+        self.name, self.revision, self.folder = name, revision, folder
+        body, config = thinker.model, thinker.config
+        self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
+        weight = thinker.lm_head.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        text, vision, audio = config.text_config, config.vision_config, config.audio_config
+        self.hidden_size, self.depth = text.hidden_size, text.num_hidden_layers
+        self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
+        self.head_dim = self._text.layers[0].self_attn.head_dim
+        self.vocab_size, self.max_position = text.vocab_size, text.max_position_embeddings
+        self.position_axes = 3
+        self.window_s = float(getattr(config, "seconds_per_chunk", 2.0))
+        self.positions_per_s = float(config.position_id_per_seconds)
+        self.frame_group, self._merge = int(vision.temporal_patch_size), vision.spatial_merge_size
+        self._patch = int(vision.patch_size)
+        self.pixel_unit = self._patch * self._merge
+        self.video_batch = 32
+        self._mel_bands = audio.num_mel_bins
+        self.preprocessing = self.defaults if folder is None else Preprocessing.read(folder, self.defaults)
+        self.tokenizer: chat.TextTokenizer = chat.TextTokenizer(tokenizer)
+        self._template = chat.find_template(tokenizer, folder, self.template)
+        ids = (config.video_token_id, config.audio_token_id, config.audio_start_token_id, config.audio_end_token_id)
+        self._markers = chat.Markers(*tokenizer.convert_ids_to_tokens(list(ids)))
+        self.stop_ids = frozenset(stop_ids) | chat.stop_ids(tokenizer)
+        self._plan = lru_cache(maxsize=8)(self._make_plan)
+        self._before = lru_cache(maxsize=4)(lambda video, audio: len(self.prompt("", video=video, audio=audio).before))
+
+    def _set_sound(self, mel_window: int, tokens_per_s: float, mirror_end: bool = False) -> None:
+        """Set what follows from the sound tower's attention window (mel frames) and its token rate."""
+        self._mel_window, self.audio_tokens_per_s, self._mirror_end = mel_window, tokens_per_s, mirror_end
+        self.grain = Grain(mel_window / 100, self._mel_bands, mirror_end)
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> QwenOmni:
+        """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
+        with chat.quiet():
+            try:
+                loaded: Any = cls.thinker_class.from_pretrained(
+                    folder,
+                    dtype=dtype,
+                    attn_implementation="sdpa",
+                    local_files_only=True,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **cls.load_options,
+                )
+            except RuntimeError as error:
+                if "conversion of the weights" not in str(error) and "size mismatch" not in str(error):
+                    raise
+                raise ModelError(
+                    f"{name}: weights in {folder} are missing or do not fit its config.json; download it again"
+                ) from error
+            thinker, info = loaded
+            tokenizer = chat.load_tokenizer(name, folder)
+        if missing := sorted(info["missing_keys"]):
+            raise ModelError(f"{name}: {len(missing)} weights are missing in {folder}, the first is {missing[0]}")
+        stop = chat.stop_ids(thinker.config, thinker.config.text_config, thinker.generation_config, tokenizer)
+        return cls(thinker.to(device), tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
+
+    @classmethod
+    def dummy(
+        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
+    ) -> QwenOmni:
+        """Build the thinker of ``size`` with random weights on the device; no files are read."""
+        config, tokenizer = cls.dummy_config(size, Shrink(layers, scale))
+        return cls(random_model(cls.thinker_class, config, device, dtype), tokenizer, name=name, revision="random")
+
+    @classmethod
+    @abc.abstractmethod
+    def dummy_config(cls, size: str, shrink: Shrink) -> tuple[Any, Any]:
+        """Return (stock thinker config, tokenizer) of ``size``, a value of ``dummies``; `ModelError` if unknown."""
+
+    # ---- pictures ----
+
+    def frame_size(
+        self,
+        width: int,
+        height: int,
+        n_frames: int | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_video_tokens: int | None = None,
+    ) -> tuple[int, int]:
+        """See `OmniModel.frame_size`; without a token budget the stock processor's sizes."""
+        from omnicli.media.sampling import smart_resize
+
+        low = self.preprocessing.min_pixels if min_pixels is None else min_pixels
+        high = self.preprocessing.max_pixels if max_pixels is None else max_pixels
+        low = min(low, high)
+        if max_video_tokens is not None and n_frames is not None:
+            high = layout.capped_pixels(
+                low, high, n_frames, max_video_tokens, unit=self.pixel_unit, temporal=self.frame_group
+            )
+        return smart_resize(height, width, self.pixel_unit, low, high)
+
+    @torch.no_grad()
+    def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
+        """See `OmniModel.encode_video`. uint8 goes to the device; normalising happens there."""
+        pre = self.preprocessing
+        rows = layout.patchify(
+            frames.to(self.device),
+            pre.mean,
+            pre.std,
+            patch=self._patch,
+            temporal=self.frame_group,
+            merge=self._merge,
+        )
+        grid = (frames.shape[1] // self._patch, frames.shape[2] // self._patch)
+        return self.encode_patches(rows, grid, capture)
+
+    @abc.abstractmethod
+    def encode_patches(
+        self, rows: Tensor, grid: tuple[int, int], capture: frozenset[str] = frozenset()
+    ) -> EncodedVideo:
+        """Encode patch rows (groups * h * w, 3 * temporal * patch**2) of a patch grid (h, w)."""
+
+    @abc.abstractmethod
+    def _make_plan(self, height: int, width: int) -> Any:
+        """Return what the vision tower needs of a patch grid; depends on its size only."""
+
+    # ---- sound ----
+
+    def measure_log_mel_max(self, blocks: Iterable[np.ndarray]) -> float:
+        """See `OmniModel.measure_log_mel_max`."""
+        return log_mel_maximum(blocks, self._mel_bands, self._mirror_end)
+
+    def audio_encoder(
+        self, log_mel_max: float | None = None, capture: frozenset[str] = frozenset(), batch_s: float = 30.0
+    ) -> AudioEncoder:
+        """See `OmniModel.audio_encoder`."""
+        return WindowedAudioEncoder(
+            lambda mel, first: self.encode_mel(mel, capture, first),
+            self._mel_bands,
+            batch_frames=max(1, round(batch_s * 100 / self._mel_window)) * self._mel_window,
+            maximum=log_mel_max,
+            mirror_end=self._mirror_end,
+        )
+
+    @torch.no_grad()
+    def encode_mel(self, mel: Tensor, capture: frozenset[str] = frozenset(), first: bool = True) -> list[EncodedAudio]:
+        """Encode normalised mel frames (bands, k) that start on a window border; one or two pieces, in order.
+
+        ``first``: they begin the sound.
+        """
+        whole = mel.shape[1] // self._mel_window * self._mel_window
+        pieces = []
+        if whole:
+            windows = mel[:, :whole].unflatten(1, (-1, self._mel_window)).transpose(0, 1)
+            pieces.append(self.encode_sound_windows(windows, capture))
+        if self.sound_tokens(mel.shape[1] - whole):
+            pieces.append(self._encode_rest(mel[None, :, whole:], capture, alone=first and whole == 0))
+        return pieces
+
+    def _encode_rest(self, window: Tensor, capture: frozenset[str], alone: bool) -> EncodedAudio:
+        """Encode a sound's last window (1, bands, k), shorter than the others; ``alone``: it is the whole sound."""
+        return self.encode_sound_windows(window, capture)
+
+    @staticmethod
+    @abc.abstractmethod
+    def sound_tokens(mel_frames: int) -> int:
+        """Return the tokens that a sound of so many mel frames becomes."""
+
+    @abc.abstractmethod
+    def encode_sound_windows(self, windows: Tensor, capture: frozenset[str] = frozenset()) -> EncodedAudio:
+        """Encode independent windows (n, bands, k) of k mel frames each, k at most the attention window."""
+
+    # ---- one clock ----
+
+    def assemble(
+        self,
+        video: Sequence[EncodedVideo],
+        frame_times: Sequence[float] | np.ndarray,
+        audio: Sequence[EncodedAudio],
+        start_s: float = 0.0,
+        end_s: float | None = None,
+    ) -> EncodedClip:
+        """See `OmniModel.assemble`. Order and positions as the stock processor and ``get_rope_index`` give them."""
+        seen, heard = (sum(p.features.shape[0] for p in pieces) > 0 for pieces in (video, audio))
+        return layout.assemble(
+            video,
+            np.asarray(frame_times, np.float64),
+            audio,
+            layout.Clock(
+                start_s=start_s,
+                end_s=end_s,
+                origin=self._before(seen, heard) - (self.joined_marks and seen and heard),
+                positions_per_s=self.positions_per_s,
+                window_s=self.window_s,
+                group=self.frame_group,
+                exact=self.position_dtype.is_floating_point,
+                sound_hop_s=self.sound_hop_s,
+            ),
+            self.device,
+        )
+
+    # ---- text ----
+
+    def prompt(self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = ()) -> Prompt:
+        """See `OmniModel.prompt`."""
+        built = chat.build_prompt(
+            self.tokenizer, self._template, self._markers, question, video=video, audio=audio, history=history
+        )
+        return Prompt(built.before.to(self.device), built.after.to(self.device), built.question, built.text)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """See `OmniModel.embed`."""
+        return self._text.embed_tokens(ids)
+
+    def sequence(
+        self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
+    ) -> ModelInput:
+        """See `OmniModel.sequence`. With pictures and sound the two marks on either side may share one position."""
+        before, after = (
+            torch.arange(ids.numel(), device=self.device, dtype=self.position_dtype)
+            for ids in (prompt.before, prompt.after)
+        )
+        if clip is None:
+            embeds = self.embed(torch.cat([prompt.before, prompt.after]))
+            position_ids = torch.arange(embeds.shape[0], device=self.device, dtype=self.position_dtype).expand(3, -1)
+            return ModelInput(embeds, position_ids, slice(0, 0), embeds.shape[0])
+        media = clip.tokens if tokens is None else tokens
+        if self.joined_marks and clip.video and clip.audio:
+            before[-1] -= 1
+            after[1:] -= 1
+        after += clip.next_position
+        embeds = torch.cat([self.embed(prompt.before), media.features.to(self.dtype), self.embed(prompt.after)])
+        position_ids = torch.cat([before.expand(3, -1), media.position_ids, after.expand(3, -1)], 1)
+        span = slice(before.numel(), before.numel() + len(media))
+        return ModelInput(embeds, position_ids, span, max(after[-1].item(), clip.max_position) + 1)
+
+    # ---- layer loop ----
+
+    def rope(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin (1, n, head_dim) of multi-axis positions (3, n)."""
+        return self._text.rotary_emb(self.thinker.lm_head.weight, position_ids[:, None])
+
+    def take(self, rope: tuple[Tensor, Tensor], index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """See `OmniModel.take`."""
+        return rope[0][:, index], rope[1][:, index]
+
+    def _queries(self, attn: Any, x: Tensor) -> Tensor:
+        """Return queries (1, heads, n, head_dim) of (n, D), not rotated."""
+        return attn.q_proj(x).view(1, x.shape[0], -1, self.head_dim).transpose(1, 2)
+
+    def _keys(self, attn: Any, x: Tensor) -> Tensor:
+        """Return keys (1, kv_heads, n, head_dim) of (n, D), not rotated."""
+        return attn.k_proj(x).view(1, x.shape[0], -1, self.head_dim).transpose(1, 2)
+
+    def _mlp(self, block: Any, x: Tensor) -> Tensor:
+        """Return what comes after attention in a layer, of (n, D)."""
+        return block.mlp(x)
+
+    def layer(
+        self, index: int, hidden: Tensor, rope: Any, cache: Any = None, last_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `OmniModel.layer`; differentiable with ``cache=None``."""
+        block = self._text.layers[index]
+        attn, n = block.self_attn, hidden.shape[0]
+        x = block.input_layernorm(hidden)
+        query, key = self._queries(attn, x), self._keys(attn, x)
+        value = attn.v_proj(x).view(1, n, -1, self.head_dim).transpose(1, 2)
+        query, key = self.rotate(query, key, *rope)
+        if cache is not None:
+            key, value = cache.update(key, value, index)
+        mixed = causal_attention(query, key, value, attn.scaling)
+        received = last_query_attention(query, key, attn.scaling) if last_attention else None
+        hidden = hidden + attn.o_proj(mixed.transpose(1, 2).reshape(n, -1))
+        return hidden + self._mlp(block, block.post_attention_layernorm(hidden)), received
+
+    def query_attention(self, index: int, hidden: Tensor, rope: Any) -> Tensor:
+        """See `OmniModel.query_attention`."""
+        block = self._text.layers[index]
+        attn, n = block.self_attn, hidden.shape[0]
+        x = block.input_layernorm(hidden)
+        key, query = self._keys(attn, x), self._queries(attn, x[-1:])
+        query, _ = self.rotate(query, query, *self.take(rope, slice(n - 1, n)))
+        _, key = self.rotate(key, key, *rope)
+        return last_query_attention(query, key, attn.scaling)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `OmniModel.logits`."""
+        return self.thinker.lm_head(self._text.norm(hidden)).float()
