@@ -11,6 +11,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +22,13 @@ from omnicli.types import MediaTokens, Modality
 if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
     from omnicli.config import Config
-    from omnicli.media.probe import MediaInfo
     from omnicli.models.base import OmniModel
 
 
-def identity(info: MediaInfo, question: str, config: Config) -> str:
+def identity(path: Path, question: str, config: Config) -> str:
     """Return 12 hex digits that are equal for the same file name and size, question and settings."""
-    facts = [info.path.name, info.path.stat().st_size, question, config.to_dict()]
+    size = path.stat().st_size if path.is_file() else None
+    facts = [path.name, size, question, config.to_dict()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

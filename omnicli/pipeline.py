@@ -130,7 +130,7 @@ def answer(
     if clip.max_position >= model.max_position:
         warnings.append(f"positions reach {clip.max_position:,}; {model.name} was trained up to {model.max_position:,}")
     return Answer(
-        id=facts.identity(info, question, config),
+        id=facts.identity(info.path, question, config),
         media=str(info.path),
         question=question,
         answer=text.text.strip(),
