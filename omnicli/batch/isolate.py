@@ -89,21 +89,21 @@ class Isolated:
     def _do(self, job: Job, following: str | None) -> Iterator[Row]:
         left, again = list(job.items), False
         while left:
-            pipe, told, begin = self._start(), 0, time.perf_counter()
+            pipe, begin = self._start(), time.perf_counter()
             try:
                 self._send(pipe, (Job(job.media, tuple(left)), following))
                 while left:
                     yield self._receive(pipe)
                     left.pop(0)
-                    told, begin = told + 1, time.perf_counter()
+                    begin = time.perf_counter()
             except _Gone as gone:
                 self.stop()
                 if gone.code != TimeLimitError.exit_code and not again:
                     # It may have been the file that was looked at meanwhile, or nobody here: once more, by itself.
                     following, again = None, True
                     continue
-                # Nothing came of the film at all: its other questions would go the same way, each with a process.
-                lost, left = (left[:1], left[1:]) if told else (left, [])
+                # If nothing came of the film at all, its other questions would go the same way, each with a process.
+                lost, left = (left, []) if len(left) == len(job.items) else (left[:1], left[1:])
                 for item in lost:
                     yield self.failed(item, gone.code, f"{job.media}: {gone}", time.perf_counter() - begin)
 

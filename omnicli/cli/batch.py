@@ -246,7 +246,8 @@ class Display:
         self.quiet = quiet
         self.live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.start = time.monotonic()
-        self.done = self.failed = self.total = self.before = 0
+        self.done = self.failed = self.total = 0
+        self.last = ""
 
     def note(self, text: str) -> None:
         """Write one line for good."""
@@ -262,9 +263,8 @@ class Display:
     def begin(self, jobs: Sequence[Job], left: Sequence[Job]) -> None:
         """Say how much there is to do."""
         total, self.total = (sum(len(job.items) for job in some) for some in (jobs, left))
-        self.before = total - self.total
-        if self.before:
-            self.note(f"{self.before} of {total} items are done already")
+        if total > self.total:
+            self.note(f"{total - self.total} of {total} items are done already")
         self.start = time.monotonic()
         self._write(f"[0/{self.total}]")
 
@@ -273,7 +273,9 @@ class Display:
         self.done += 1
         if row["status"] == "failed":
             self.failed += 1
-            self.note(f"failed: {row['error']['message']}")
+            if row["error"]["message"] != self.last:  # all questions about a broken file fail alike
+                self.last = row["error"]["message"]
+                self.note(f"failed: {self.last}")
         seconds = max(1e-9, time.monotonic() - self.start)
         left = (self.total - self.done) * seconds / self.done
         rate = f"{60 * self.done / seconds:.3g} a minute, {_clock(left)} left"
