@@ -25,13 +25,13 @@ def answered(item: Item, answer: Answer, notes: list[str]) -> Row:
 def failed(item: Item, config: Config, code: int, message: str, wall_s: float) -> Row:
     """Return the row of an item that failed; ``code`` is the exit code that `omni ask` would have ended with."""
     known = {"status": "failed", "wall_s": round(wall_s, 4)}
-    return _row(item, _empty(item, config) | known, {"code": code, "message": " ".join(message.split())})
+    return _row(item, _empty(item, config) | known, (code, message))
 
 
 def skipped(item: Item, config: Config) -> Row:
     """Return the row of an item whose file is that of another item under a second name."""
     message = f"{item.media}: the same file as {item.same_as}, whose row has the answer"
-    return _row(item, _empty(item, config) | {"status": "skipped"}, {"code": 0, "message": message})
+    return _row(item, _empty(item, config) | {"status": "skipped"}, (0, message))
 
 
 def _empty(item: Item, config: Config) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def _empty(item: Item, config: Config) -> dict[str, Any]:
     }
 
 
-def _row(item: Item, values: dict[str, Any], error: dict[str, Any] | None) -> Row:
+def _row(item: Item, values: dict[str, Any], error: tuple[int, str] | None) -> Row:
     """Return ``values`` in the order of `Answer.to_dict`, with what a batch adds after the status."""
     first = {key: values[key] for key in ("schema", "id", "media", "question", "answer", "status")}
     choice = chosen(values["answer"], item.choices) if item.choices and values["answer"] is not None else None
     added = {
-        "error": error,
+        "error": None if error is None else {"code": error[0], "message": " ".join(error[1].split())},
         "key": item.key,
         "item": item.name,
         "choices": list(item.choices) or None,
