@@ -26,14 +26,21 @@ def resident() -> int:
 
 
 def write_films(folder: Path, count: int, seconds: float) -> list[Path]:
-    """Write films that all differ; every tenth is cut off."""
-    from omnicli.train.films import write_film
-    from omnicli.train.world import make_film
+    """Write films of drifting colours and a tone that all differ; every tenth is cut off."""
+    import numpy as np
 
-    out = []
+    from omnicli.media.write import FilmWriter
+
+    out, rate, fps = [], 16_000, 8
+    ramp = np.add.outer(np.arange(112), np.arange(196))
     for i in range(count):
-        path = folder / f"{i:04d}.mp4"
-        write_film(make_film(i, seconds), path, fps=4.0)
+        path = folder / f"{i:04d}.mkv"
+        with FilmWriter(path, 196, 112, fps, sample_rate=rate, gop=fps, preset="ultrafast") as film:
+            for k in range(int(seconds * fps)):
+                colours = [(ramp * c + 9 * k + i) % 256 for c in (1, 2, 3)]
+                film.add_frame(np.stack(colours, -1).astype(np.uint8), k / fps)
+            tone = np.sin(np.arange(int(seconds * rate)) * (0.05 + i / 5000))
+            film.add_samples((0.3 * tone).astype(np.float32))
         if i % 10 == 9:
             path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
         out.append(path)

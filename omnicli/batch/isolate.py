@@ -113,7 +113,12 @@ class Isolated:
             context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(target=_serve, args=(theirs, self.worker, self.setup), daemon=True)
-            self._process.start()
+            # Ctrl-C goes to all processes of a terminal; this one then ends the other, which ignores it from its birth.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                self._process.start()
+            finally:
+                signal.signal(signal.SIGINT, before)
             theirs.close()
             try:
                 self._receive(self._pipe, limited=False)
@@ -161,7 +166,6 @@ def _ending(code: int | None) -> str:
 
 def _serve(pipe: Connection, worker: Doing, setup: Callable[[], object] | None) -> None:
     """Be the other process: do jobs until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the other one ends this one
     os.dup2(2, 1)  # whatever a library prints must not get between the rows
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if setup is not None:

@@ -54,7 +54,7 @@ def read_manifest(path: Path, questions: Sequence[str]) -> tuple[list[Wanted], l
                 if wrong:
                     problems.append(f"{path}: line {number}: {'; '.join(wrong)}")
                 else:
-                    wanted += _wanted(entry, path.parent, questions)
+                    wanted += _wanted(entry, os.path.dirname(path), questions)
     except OSError as error:
         raise UsageError(f"--manifest {path}: {error.strerror or error}") from error
     if not wanted and not problems:
@@ -126,7 +126,7 @@ def _problems(entry: dict[str, Any], questions: Sequence[str]) -> Iterator[str]:
         yield f"choices must be 2 to {len(LETTERS)} texts, none of them empty"
 
 
-def _wanted(entry: dict[str, Any], folder: Path, questions: Sequence[str]) -> list[Wanted]:
+def _wanted(entry: dict[str, Any], folder: str, questions: Sequence[str]) -> list[Wanted]:
     asked = [entry["question"].strip()] if entry.get("question") is not None else list(questions)
     name = None if entry.get("id") is None else str(entry["id"])
     media = os.path.join(folder, os.path.expanduser(entry["media"]))

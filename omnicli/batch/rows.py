@@ -30,7 +30,7 @@ def failed(item: Item, config: Config, code: int, message: str, wall_s: float) -
 
 def skipped(item: Item, config: Config) -> Row:
     """Return the row of an item whose file is that of another item under a second name."""
-    message = f"{item.media}: the same file as {item.same_as}, whose row has the answer"
+    message = f"{item.media}: the same file as {item.same_as}; see its row"
     return _row(item, _empty(item, config) | {"status": "skipped"}, (0, message))
 
 

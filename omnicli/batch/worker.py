@@ -168,7 +168,7 @@ def smaller(config: Config) -> tuple[Config, str]:
     """
     for name in ("tokens", "retention"):
         value = getattr(config.compressor, name, None)
-        if value is not None and value > 1e-6:
+        if value:
             half = max(1, value // 2) if isinstance(value, int) else value / 2
             small = dataclasses.replace(config.compressor, **{name: half})
             return dataclasses.replace(config, compressor=small), f"{config.method}.{name}={half:g}"

@@ -296,9 +296,9 @@ class Display:
     def _write(self, text: str) -> None:
         """Replace the line of progress; it is kept within the terminal's width."""
         if self.live:
-            width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
-            shown = text.encode("utf-8", "replace").decode()[:width]
-            print(f"\r\033[K{shown}", end="", file=sys.stderr, flush=True)
+            shown = "".join(c if c.isprintable() else "\ufffd" for c in text)  # names may hold anything
+            width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+            print(f"\r\033[K{shown[:width]}", end="", file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -147,6 +147,27 @@ def test_rows_on_stdout_and_nothing_else(batch, archive):
     assert len(rows_of(quiet.out)) == 2
 
 
+def test_progress_on_a_terminal(batch, archive, monkeypatch, capsys):
+    os.rename(archive / "b.mp4", archive / "b\x1b[2J\n.mp4")
+    master, slave = os.openpty()
+    shown = []
+    with os.fdopen(slave, "w") as terminal, capsys.disabled():
+        for quiet in ([], ["--quiet"]):
+            monkeypatch.setattr(sys, "stderr", terminal)
+            assert batch("archive", "-q", "why?", "-o", f"out{len(quiet)}.jsonl", *quiet).code == 0
+            print("end", file=terminal, flush=True)
+            data = b""
+            while not data.endswith(b"end\r\n"):
+                data += os.read(master, 65536)
+            shown.append(data.decode().removesuffix("end\r\n"))
+    os.close(master)
+    shown, quietly = shown
+    assert quietly == ""
+    assert "[0/2]" in shown and "[1/2] " in shown and "a minute, 0:00:" in shown and "left: a.mp4" in shown
+    assert "\x1b[2J" not in shown
+    assert shown.replace("\r\n", "\n").split("\r\x1b[K")[-1].startswith("omni: 2 ok; ")
+
+
 def test_lists_on_stdin(batch, archive):
     os.rename(archive / "a.mp4", archive / "a\nb [c].mp4")
     os.rename(archive / "b.mp4", os.fsencode(archive) + b"/caf\xe9 *.mp4")
