@@ -11,6 +11,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from omnicli.config import Config
     from omnicli.llm.decode import Generation
     from omnicli.llm.prefill import PrefillResult
-    from omnicli.media.probe import MediaInfo
     from omnicli.models.base import EncodedClip, OmniModel
     from omnicli.pipeline import Film
     from omnicli.timing import Times
@@ -39,7 +39,7 @@ def answer(
     counts = tokens(clip.tokens, kept, config.compressor, read.levels, used.depth)
     counts |= {"text": around, "reused": reused, "generated": len(text.token_ids), "selection": selection.report}
     return Answer(
-        id=identity(film.info, question, config),
+        id=identity(film.info.path, question, config),
         media=str(film.info.path),
         question=question,
         answer=text.text.strip(),
@@ -60,9 +60,10 @@ def answer(
     )
 
 
-def identity(info: MediaInfo, question: str, config: Config) -> str:
+def identity(path: Path, question: str, config: Config) -> str:
     """Return 12 hex digits that are equal for the same file name and size, question and settings."""
-    facts = [info.path.name, info.path.stat().st_size, question, config.to_dict()]
+    size = path.stat().st_size if path.is_file() else None
+    facts = [path.name, size, question, config.to_dict()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -25,6 +25,7 @@ from omnicli.bench.needle_film import Haystack, Prefix
 from omnicli.config import Config, MediaConfig
 from omnicli.encode import Progress
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError, UsageError
+from omnicli.journal import JsonLines
 from omnicli.media.probe import MediaInfo
 from omnicli.models.base import CAPTURES, KEYS, OmniModel
 from omnicli.train.pocket_eval import wilson
@@ -100,33 +101,31 @@ class Journal:
     Raises
     ------
     UsageError
-        The file is of a run with other arguments, is no such journal, or cannot be written.
+        The file is of a run with other arguments, is no such journal, cannot be written, or another process has it.
     """
 
     def __init__(self, path: Path | None, arguments: dict[str, Any]) -> None:
         self.path = path
         self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
         header = {"schema": SCHEMA, "kind": "needle journal", "arguments": json.loads(json.dumps(arguments))}
-        if path is None:
+        self._lines = None if path is None else JsonLines(path, "--journal")
+        if self._lines is None:
             return
         try:
-            data = path.read_bytes() if path.exists() else b""
-            whole = data[: data.rfind(b"\n") + 1]  # a line without an end was being written when the run was stopped
-            if data:
-                self._read(path, whole, header)
-            with path.open("r+b" if data else "wb") as file:
-                file.truncate(len(whole))
-                if not data:
-                    file.write(json.dumps(header).encode() + b"\n")
-        except OSError as error:
-            raise UsageError(f"--journal {path}: {error.strerror or error}") from error
+            if values := list(self._lines.values()):
+                self._read(values, header)
+            else:
+                self._lines.append(header)
+        except UsageError:
+            self.close()
+            raise
 
-    def _read(self, path: Path, data: bytes, header: dict[str, Any]) -> None:
+    def _read(self, values: list[dict[str, Any]], header: dict[str, Any]) -> None:
+        (first, *rows), path = values, self.path
         try:
-            first, *rows = [json.loads(line) for line in data.splitlines()]
             kind, arguments = first["kind"], first["arguments"]
             self.rows = {tuple(row[k] for k in _KEY): row for row in rows}
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise UsageError(f"--journal {path}: is no needle journal; name another file") from error
         if kind != header["kind"] or first.get("schema") != SCHEMA:
             raise UsageError(f"--journal {path}: is no needle journal of this version; name another file")
@@ -143,9 +142,13 @@ class Journal:
     def add(self, row: dict[str, Any]) -> None:
         """Keep an answer, on disk as well before anything else happens."""
         self.rows[tuple(row[k] for k in _KEY)] = row
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if self._lines is not None:
+            self._lines.append(row)
+
+    def close(self) -> None:
+        """Let go of the file, which nobody else can write until then."""
+        if self._lines is not None:
+            self._lines.close()
 
 
 class Run:

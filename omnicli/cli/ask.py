@@ -36,39 +36,20 @@ def ask(
     preset: opt.PresetOption = None,
     sets: opt.SetOption = None,
     model: opt.ModelOption = None,
-    fps: Annotated[
-        float | None, typer.Option("--fps", metavar="RATE", help="Frames to look at per second of film.")
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option("--max-frames", metavar="N", help="At most this many frames, spread evenly.")
-    ] = None,
-    start: Annotated[
-        float | None,
-        typer.Option("--start", metavar="TIME", parser=opt.parse_time, help="Begin here: seconds, mm:ss or hh:mm:ss."),
-    ] = None,
-    end: Annotated[
-        float | None,
-        typer.Option("--end", metavar="TIME", parser=opt.parse_time, help="Stop here: seconds, mm:ss or hh:mm:ss."),
-    ] = None,
-    audio: Annotated[
-        opt.AudioChoice | None,
-        typer.Option("--audio", metavar="auto|on|off", help="Listen if there is sound, insist on it, or do not."),
-    ] = None,
+    fps: opt.FpsOption = None,
+    max_frames: opt.MaxFramesOption = None,
+    start: opt.StartOption = None,
+    end: opt.EndOption = None,
+    audio: opt.AudioOption = None,
     require_audio: Annotated[
         bool, typer.Option("--require-audio", help="Stop (exit 3) if there is no usable sound.")
     ] = False,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", metavar="T", help="0 always takes the likeliest token.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = None,
+    max_new_tokens: opt.MaxNewTokensOption = None,
+    temperature: opt.TemperatureOption = None,
+    seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Neither read nor keep the film's tokens (omni cache info).")
-    ] = False,
+    no_cache: opt.NoCacheFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Ask one or more questions about a file.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from omnicli import __version__
-from omnicli.cli import ask, bench, cache, demo, doctor, methods, models, needle, presets, probe, train
+from omnicli.cli import ask, batch, bench, cache, demo, doctor, methods, models, needle, presets, probe, train
 from omnicli.cli.options import is_verbose, set_verbose
 from omnicli.errors import OmniError, near_names
 
@@ -37,13 +37,13 @@ app = typer.Typer(
     "  omni probe film.mp4\n"
     "  omni demo --minutes 5\n\n"
     "\b\nExit codes: 0 answered, 1 internal error, 2 usage, 3 input unreadable, 4 does not fit in memory,\n"
-    "5 model or weights missing, 6 bad preset or config, 130 interrupted.",
+    "5 model or weights missing, 6 bad preset or config, 7 a batch is through but items failed, 130 interrupted.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (ask, probe, presets, methods, models, demo, bench, needle, train, cache, doctor):
+for module in (ask, batch, probe, presets, methods, models, demo, bench, needle, train, cache, doctor):
     module.register(app)
 
 

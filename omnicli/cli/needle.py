@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -147,11 +148,12 @@ def needle(
                 for t, r in zip(needle_wav or [], recordings, strict=True)
             ],
         }
-        run = Run(
-            wanted, contenders, sources, Journal(journal, arguments), lambda: _load(first), recordings=recordings,
-            max_pixels=max_pixels, tell=display.tell, progress=display.progress,
-        )  # fmt: skip
-        run.run()
+        with contextlib.closing(Journal(journal, arguments)) as answers:
+            run = Run(
+                wanted, contenders, sources, answers, lambda: _load(first), recordings=recordings,
+                max_pixels=max_pixels, tell=display.tell, progress=display.progress,
+            )  # fmt: skip
+            run.run()
     report = run.report()
     if plot is not None:
         needle_plot.draw(report, plot)

@@ -88,6 +88,9 @@ class AudioChoice(str, Enum):
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+NoCacheFlag = Annotated[
+    bool, typer.Option("--no-cache", help="Neither read nor keep the film's tokens (omni cache info).")
+]
 VerboseFlag = Annotated[
     bool,
     typer.Option("-v", "--verbose", callback=_verbose_callback, help="Log on stderr; show tracebacks of errors."),
@@ -110,6 +113,29 @@ DtypeOption = Annotated[
     str | None,
     typer.Option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16.  [default: auto]"),
 ]
+FpsOption = Annotated[float | None, typer.Option("--fps", metavar="RATE", help="Frames to look at per second of film.")]
+MaxFramesOption = Annotated[
+    int | None, typer.Option("--max-frames", metavar="N", help="At most this many frames, spread evenly.")
+]
+StartOption = Annotated[
+    float | None,
+    typer.Option("--start", metavar="TIME", parser=parse_time, help="Begin here: seconds, mm:ss or hh:mm:ss."),
+]
+EndOption = Annotated[
+    float | None,
+    typer.Option("--end", metavar="TIME", parser=parse_time, help="Stop here: seconds, mm:ss or hh:mm:ss."),
+]
+AudioOption = Annotated[
+    AudioChoice | None,
+    typer.Option("--audio", metavar="auto|on|off", help="Listen if there is sound, insist on it, or do not."),
+]
+MaxNewTokensOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", metavar="T", help="0 always takes the likeliest token.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 
 
 def overrides(sets: list[str] | None, **flags: Any) -> list[str]:

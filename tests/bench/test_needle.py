@@ -319,6 +319,9 @@ def test_a_run_asks_every_cell_and_resumes(film, model, tmp_path):
     run = a_run(film, model, contenders, needle_run.Journal(path, {"a": 1.5}))
     run.tell = lambda *args: told.append(args)
     run.run()
+    with pytest.raises(UsageError, match="another omni"):
+        needle_run.Journal(path, {"a": 1.5})
+    run.journal.close()
     report = run.report()
     assert [t[:2] for t in told] == [(i, 12) for i in range(12)]
     assert told[0][3] is None and told[-1][3] is not None
@@ -336,6 +339,7 @@ def test_a_run_asks_every_cell_and_resumes(film, model, tmp_path):
     asked = []
     again.tell = lambda *args: asked.append(args)
     again.run()
+    again.journal.close()
     assert len(asked) == 5
 
     def timeless(rows):
@@ -345,13 +349,18 @@ def test_a_run_asks_every_cell_and_resumes(film, model, tmp_path):
     nothing = a_run(film, None, contenders, needle_run.Journal(path, {"a": 1.5}))
     nothing.run()  # needs no model: everything is there
     assert nothing.report()["cells"] == report["cells"]
+    nothing.journal.close()
 
     with pytest.raises(UsageError, match="other a"):
         needle_run.Journal(path, {"a": 2})
     (tmp_path / "other").write_text("hello\n")
-    with pytest.raises(UsageError, match="no needle journal"):
+    with pytest.raises(UsageError, match="line 1 is no row"):
         needle_run.Journal(tmp_path / "other", {})
     assert (tmp_path / "other").read_text() == "hello\n"
+    (tmp_path / "other").write_text('{"a": 1}\n')
+    with pytest.raises(UsageError, match="no needle journal"):
+        needle_run.Journal(tmp_path / "other", {})
+    assert (tmp_path / "other").read_text() == '{"a": 1}\n'
 
 
 def test_presets_share_one_encoding(film, model, monkeypatch):
@@ -512,7 +521,9 @@ def test_wrong_use_is_one_line(omni, film, tiny_model, tmp_path_factory, argv, c
 def test_a_wider_run_asks_only_what_the_journal_lacks(film, model, tmp_path):
     path = tmp_path / "journal.jsonl"
     small = Grid((8.0,), (0.0,), needles=1)
-    a_run(film, model, [contender("random"), contender("gone", "full")], needle_run.Journal(path, {}), small).run()
+    run = a_run(film, model, [contender("random"), contender("gone", "full")], needle_run.Journal(path, {}), small)
+    run.run()
+    run.journal.close()
     changed = contender("random", "random-10", "random.retention=0.5")
     for contenders, grid, new in (
         ([contender("random")], GRID, 6),  # two durations x two depths x two modalities, less the two that are there
@@ -523,6 +534,7 @@ def test_a_wider_run_asks_only_what_the_journal_lacks(film, model, tmp_path):
         before = len(path.read_text().splitlines())
         run = a_run(film, model, contenders, needle_run.Journal(path, {}), grid)
         run.run()
+        run.journal.close()
         assert len(path.read_text().splitlines()) - before == new
         assert sum(s["total"] for s in run.report()["scores"]) == len(contenders) * len(grid.durations) * len(
             grid.depths

@@ -48,8 +48,9 @@ def omni(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     """Return a function that runs one command line in this process."""
     from omnicli.cli.main import run
 
-    def call(*argv: object, stdin: str = "") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    def call(*argv: object, stdin: str | bytes = "") -> Result:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
         capsys.readouterr()
         code = run([str(a) for a in argv])
         out, err = capsys.readouterr()

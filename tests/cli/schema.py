@@ -53,6 +53,40 @@ ANSWER: dict[str, Any] = {
 }
 EVIDENCE = {"start_s": NUMBER, "end_s": NUMBER, "score": OPTIONAL, "modality": str}
 
+BATCH: dict[str, Any] = {
+    "error": (dict, type(None)),
+    "key": str,
+    "item": (str, type(None)),
+    "choices": (list, type(None)),
+    "choice": (str, type(None)),
+}
+"""What a row of `omni batch` has besides."""
+
+WITHOUT_ANSWER = (
+    "answer", "model", "media_used", "tokens", "stages", "busy", "time_to_first_token_s", "peak_memory", "flops",
+    "cached",
+)  # fmt: skip
+"""Null in a row that is not ok; ``wall_s`` may be."""
+
+
+def row_problems(row: Any) -> list[str]:
+    """Return what is wrong with a row of `omni batch`."""
+    if not isinstance(row, dict):
+        return ["row: not an object"]
+    if row.get("status") == "ok":
+        out = problems({k: v for k, v in row.items() if k not in BATCH}) + [k for k in BATCH if k not in row]
+        return out + ([] if row.get("error") is None else ["row.error: an answer has none"])
+    schema = {**ANSWER, **BATCH, "error": {"code": int, "message": str}}
+    schema |= {key: type(None) for key in WITHOUT_ANSWER} | {"wall_s": OPTIONAL}
+    out = problems(row, schema, "row")
+    if row.get("status") not in ("failed", "skipped"):
+        out.append(f"row.status: {row.get('status')}")
+    if not out and (row["status"] == "failed") != (row["error"]["code"] != 0):
+        out.append(f"row.error.code: {row['error']['code']} of a row that is {row['status']}")
+    if not out and ("\n" in row["error"]["message"] or "Traceback" in row["error"]["message"]):
+        out.append("row.error.message: more than a line")
+    return out
+
 
 def problems(value: Any, schema: Any = None, path: str = "answer") -> list[str]:
     """Return what is wrong with an answer's JSON; an empty list means that it follows the schema."""

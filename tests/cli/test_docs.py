@@ -20,12 +20,12 @@ def test_generated_pages_are_current():
 def test_json_page_names_every_key_and_no_other():
     named = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`[^|]*) \|", _page(), re.M))))
     keys = {k for k in schema.ANSWER if k not in ("media_used", "tokens")}
-    keys |= {"media_used", "tokens", *schema.ANSWER["media_used"], *schema.ANSWER["tokens"]}
+    keys |= {*schema.BATCH, "media_used", "tokens", *schema.ANSWER["media_used"], *schema.ANSWER["tokens"]}
     assert named == keys
     for inner in ("model", "peak_memory", "flops"):
         for key in schema.ANSWER[inner]:
             assert f"`{key}`" in _page()
-    for key in (*schema.EVIDENCE, "encoded", "kept"):
+    for key in (*schema.EVIDENCE, *schema.WITHOUT_ANSWER, "encoded", "kept", "code", "message"):
         assert f"`{key}`" in _page()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import Interpolation
 
 from omnicli.media.write import FilmWriter
@@ -63,6 +64,26 @@ def write(
                 film.add_samples(tone(length))
                 done += length
             film.add_frame(stamp(k % 256, width, height), float(t))
+    return path
+
+
+def write_song(path: Path) -> Path:
+    """Write 80 frames of a tone as MP3, with a picture on its cover."""
+    with av.open(str(path), "w") as out:
+        sound = out.add_stream("libmp3lame", rate=44_100, layout="mono")
+        sound.codec_context.format = "fltp"
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(stamp(3), "rgb24").reformat(format="yuvj420p")
+        picture.pts = 0
+        out.mux(cover.encode(picture))
+        out.mux(cover.encode(None))
+        for k in range(80):
+            frame = av.AudioFrame.from_ndarray(tone(1152 / 44_100, rate=44_100)[None, :1152], "fltp", "mono")
+            frame.sample_rate, frame.pts = 44_100, k * 1152
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode(None))
     return path
 
 

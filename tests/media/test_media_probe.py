@@ -7,8 +7,7 @@ import time
 import av
 import numpy as np
 import pytest
-from av.stream import Disposition
-from films import DATA, find_box, patch, read_stamp, remux, stamp, tone, write
+from films import DATA, find_box, patch, read_stamp, remux, stamp, tone, write, write_song
 
 from omnicli.errors import MediaError
 from omnicli.media.audio import read_audio
@@ -63,22 +62,7 @@ def test_silent_film(tmp_path):
 
 
 def test_cover_art_is_no_film(tmp_path):
-    path = tmp_path / "song.mp3"
-    with av.open(str(path), "w") as out:
-        sound = out.add_stream("libmp3lame", rate=44_100, layout="mono")
-        sound.codec_context.format = "fltp"
-        cover = out.add_stream("mjpeg", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-        cover.disposition = Disposition.attached_pic
-        picture = av.VideoFrame.from_ndarray(stamp(3), "rgb24").reformat(format="yuvj420p")
-        picture.pts = 0
-        out.mux(cover.encode(picture))
-        out.mux(cover.encode(None))
-        for k in range(80):
-            frame = av.AudioFrame.from_ndarray(tone(1152 / 44_100, rate=44_100)[None, :1152], "fltp", "mono")
-            frame.sample_rate, frame.pts = 44_100, k * 1152
-            out.mux(sound.encode(frame))
-        out.mux(sound.encode(None))
+    path = write_song(tmp_path / "song.mp3")
     with av.open(str(path)) as container:
         assert container.streams.best("video") is not None, "there is no cover: the test would show nothing"
     info = probe(path)

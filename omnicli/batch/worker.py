@@ -1,0 +1,214 @@
+"""Doing one job after the other in this process: a file is encoded once, every question about it becomes a row.
+
+Whatever goes wrong with a file or a question becomes a failed row. Knows no journal and nothing of other processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from omnicli import pipeline
+from omnicli.batch import rows
+from omnicli.batch.errors import DeviceLostError
+from omnicli.batch.limit import time_limit
+from omnicli.bench import memory
+from omnicli.config import load_config
+from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError
+from omnicli.llm.reader import Reader
+from omnicli.media.probe import MediaInfo, probe
+from omnicli.models.loading import load_model
+from omnicli.timing import StageClock
+
+if TYPE_CHECKING:
+    from omnicli.batch.items import Item, Job
+    from omnicli.batch.journal import Row
+    from omnicli.cache import Cache
+    from omnicli.config import Config
+    from omnicli.models.base import OmniModel
+
+_log = logging.getLogger(__name__)
+
+
+def load(config: Config) -> OmniModel:
+    """Return the model of a configuration."""
+    return load_model(config.model or "", config.device, config.dtype)
+
+
+@dataclass
+class Worker:
+    """Answers questions with one model.
+
+    Parameters
+    ----------
+    config : Config
+    timeout_s : float or None
+        For each question; reading and encoding the file count with the first one.
+    fit : bool
+        Ask again with a smaller budget (`smaller`) what did not fit in memory or context.
+    load : callable
+        Returns the model of a configuration.
+    cache : Cache or None
+        Where encoded films are kept.
+    """
+
+    config: Config
+    timeout_s: float | None = None
+    fit: bool = False
+    load: Callable[[Config], OmniModel] = load
+    cache: Cache | None = None
+
+    def __post_init__(self) -> None:
+        self._ahead: _Ahead | None = None
+        self._answered = 0
+        self._small: tuple[Config, str] | None = None  # what this film is asked with, once it did not fit
+
+    def open(self) -> None:
+        """Load the model."""
+        self.model = self.load(self.config)
+
+    def answer(self, jobs: Sequence[Job]) -> Iterator[Row]:
+        """Do jobs in this process, the next file being looked at while the model works on this one."""
+        self.open()
+        for job, following in itertools.zip_longest(jobs, jobs[1:]):
+            yield from self.do(job, following.media if following else None)
+
+    def do(self, job: Job, following: str | None = None) -> Iterator[Row]:
+        """Yield a row for each item of a job.
+
+        Parameters
+        ----------
+        following : str
+            The file that comes next, to be looked at meanwhile.
+
+        Raises
+        ------
+        ConfigError, ModelError
+            Before the first answer: the settings do not fit the model, and no film will change that.
+        DeviceLostError
+        """
+        self._clean(memory.reset)  # peaks in the rows are those of the film
+        self._small = None
+        film: pipeline.Film | None = None
+        lost: tuple[int, str] | None = None
+        self._reader = Reader(self.model)
+        for item in job.items:
+            if lost is not None:
+                yield rows.failed(item, self.config, *lost, 0.0)
+                continue
+            begin, clean = time.perf_counter(), True
+            try:
+                with time_limit(self.timeout_s):
+                    film = film or self._look(job.media)
+                    self._look_ahead(following)
+                    row = self._answer(film, item, last=item is job.items[-1])
+                self._answered += 1
+            except Exception as error:
+                if isinstance(error, ConfigError | ModelError) and not self._answered:
+                    raise
+                _log.info("%s: %s", job.media, item.question, exc_info=True)
+                failure, clean = _told(job.media, error), isinstance(error, OmniError)
+                lost = failure if film is None else None
+                row = rows.failed(item, self.config, *failure, time.perf_counter() - begin)
+                self._look_ahead(following)
+            yield row
+            if not clean:
+                self._clean(memory.free)
+
+    def _look(self, media: str) -> pipeline.Film:
+        clock = StageClock(cuda=self.model.device.type == "cuda")
+        ahead, self._ahead = self._ahead, None
+        with clock.stage("probe"):
+            source = ahead.result() if ahead is not None and ahead.media == media else media
+        settings, needs = self.config.media, self.config.compressor.needs
+        return pipeline.look(source, settings, needs, self.model, clock=clock, cache=self.cache)
+
+    def _look_ahead(self, following: str | None) -> None:
+        if following is None or (self._ahead is not None and self._ahead.media == following):
+            return
+        if self.cache is None or not self.cache.knows(Path(following)):
+            self._ahead = _Ahead(following)
+
+    def _answer(self, film: pipeline.Film, item: Item, last: bool) -> Row:
+        """Ask; if it does not fit and that is wanted, once more with less, as all further questions on this film."""
+        if self._small is None:
+            try:
+                answer = pipeline.answer(film, item.question, self.config, self.model, reader=self._reader, last=last)
+                return rows.answered(item, answer, [])
+            except Exception as error:
+                code, message = _told(item.media, error)
+                if not self.fit or code != MemoryLimitError.exit_code:
+                    raise
+                config, what = smaller(self.config)
+            self._small = config, f"did not fit ({message}); answered with {what} (--fit)"
+            self._clean(memory.free)
+        config, note = self._small
+        return rows.answered(item, pipeline.answer(film, item.question, config, self.model), [note])
+
+    def _clean(self, free: Callable[[torch.device], None]) -> None:
+        """Give memory back, and make sure that the device still works."""
+        device = self.model.device
+        try:
+            free(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            text = (
+                f"the device does not work any more ({' '.join(str(error).split())[:160]}); run the same command again"
+            )
+            raise DeviceLostError(text) from error
+
+
+def smaller(config: Config) -> tuple[Config, str]:
+    """Return what ``--fit`` asks with, and what to call it.
+
+    Half of ``tokens`` or ``retention`` where the method has one of them set; else (``full``, and methods with shares by
+    layer) the method of the preset ``avoc``, which reads 10,240 tokens of a film however long it is.
+    """
+    for name in ("tokens", "retention"):
+        value = getattr(config.compressor, name, None)
+        if value:
+            half = max(1, value // 2) if isinstance(value, int) else value / 2
+            small = dataclasses.replace(config.compressor, **{name: half})
+            return dataclasses.replace(config, compressor=small), f"{config.method}.{name}={half:g}"
+    return dataclasses.replace(config, preset="avoc", compressor=load_config("avoc").compressor), "preset avoc"
+
+
+def _told(media: str, error: Exception) -> tuple[int, str]:
+    """Return code and message of a failure, the file's name included."""
+    if (short := memory.failure(error)) is not None:
+        message, code = short
+    elif isinstance(error, OmniError):
+        message, code = str(error), error.exit_code
+    else:
+        message, code = f"internal error: {type(error).__name__}: {str(error)[:300]}", OmniError.exit_code
+    return code, message if message.startswith(str(Path(media))) else f"{media}: {message}"
+
+
+class _Ahead:
+    """A file that a thread looks at. A thread that never comes back keeps neither the next one nor the process."""
+
+    def __init__(self, media: str) -> None:
+        self.media = media
+        self._future: Future[MediaInfo] = Future()
+        threading.Thread(target=self._probe, daemon=True).start()
+
+    def _probe(self) -> None:
+        try:
+            self._future.set_result(probe(self.media))
+        except BaseException as error:
+            self._future.set_exception(error)
+
+    def result(self) -> MediaInfo:
+        """Wait for it; raises what `probe` raised."""
+        return self._future.result()

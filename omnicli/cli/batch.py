@@ -1,0 +1,305 @@
+"""``omni batch``: questions about an archive, one row each. Parses, plans, calls `omnicli.batch`, renders."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from omnicli import render
+from omnicli.cli import options as opt
+from omnicli.errors import UsageError
+
+if TYPE_CHECKING:
+    from omnicli.batch.items import Job, Wanted
+    from omnicli.batch.journal import Row, Sink
+    from omnicli.batch.runner import Answering
+    from omnicli.batch.worker import Worker
+    from omnicli.config import Config
+
+EXAMPLES = """\b
+Examples:
+  omni batch films/ -q "What is the secret number?" -o answers.jsonl
+  omni batch "archive/**/*.mkv" -q "Who speaks first?" -q "Who speaks last?" -o answers.jsonl --timeout 600 --fit
+  omni batch --manifest questions.csv -o answers.jsonl --retry-failed
+  find films -name "*.mp4" -print0 | omni batch -0 -q "Who speaks last?" | jq -r .answer"""
+
+STDIN = "-"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("batch", epilog=EXAMPLES)(batch)
+
+
+def batch(
+    *,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH]...", help="Files, folders (with all in them), quoted patterns; - is a list on stdin."
+        ),
+    ] = None,
+    questions: Annotated[
+        list[str] | None, typer.Option("-q", "--question", metavar="TEXT", help="A question; repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Append rows here, and go on from it; else to stdout."),
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", metavar="FILE", help="JSONL or CSV: media, question, and if wanted id, choices."),
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("-0", "--null", help="Read a list from stdin that ends names with NUL.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed items of FILE again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Do every item again, answered ones too.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="Let an item fail that takes longer; no limit otherwise."),
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="What does not fit in memory or context is asked once more with less.")
+    ] = False,
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate/--no-isolate",
+            help="Work in a process of its own, that is replaced if it dies or hangs, or in this one.",
+        ),
+    ] = True,
+    no_cache: opt.NoCacheFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors that end the run.")] = False,
+    preset: opt.PresetOption = None,
+    sets: opt.SetOption = None,
+    model: opt.ModelOption = None,
+    fps: opt.FpsOption = None,
+    max_frames: opt.MaxFramesOption = None,
+    start: opt.StartOption = None,
+    end: opt.EndOption = None,
+    audio: opt.AudioOption = None,
+    require_audio: Annotated[bool, typer.Option("--require-audio", help="Films without usable sound fail.")] = False,
+    max_new_tokens: opt.MaxNewTokensOption = None,
+    temperature: opt.TemperatureOption = None,
+    seed: opt.SeedOption = None,
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = None,
+    verbose: opt.VerboseFlag = False,
+) -> int:
+    """Ask questions about many files; one JSON row per file and question, whatever happens.
+
+    Rows are those of `omni ask --json` and, where there is no answer, say why (docs/json.md). With -o, answers that are
+    there already are not computed again, however the files are called now; a run that was stopped goes on.
+    """
+    opt.check_span(start, end)
+    if output is None and (retry_failed or force):
+        raise UsageError(f"{'--force' if force else '--retry-failed'} has no meaning without -o FILE")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"-o {output}: the folder {output.parent} does not exist")
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"--timeout must be above 0, not {timeout:g}")
+    asked = _questions(questions or [])
+    settings = opt.overrides(
+        sets,
+        media__fps=fps,
+        media__max_frames=max_frames,
+        media__start=start,
+        media__end=end,
+        media__audio=audio.value if audio else None,
+        media__require_audio=True if require_audio else None,
+        generate__max_new_tokens=max_new_tokens,
+        generate__temperature=temperature,
+        generate__seed=seed,
+    )
+    display = Display(quiet)
+    wanted = _wanted(paths or [], manifest, null, asked, display)
+    from omnicli.batch import items, runner
+    from omnicli.batch.journal import Journal, Stream
+    from omnicli.cli import answering, defaults
+
+    config = answering.prepare(preset, settings, model, device, dtype)
+    jobs = items.plan(wanted, _settings_key(config))
+    with contextlib.ExitStack() as stack:
+        stack.callback(display.clear)
+        sink: Sink = Stream(display.row) if output is None else stack.enter_context(Journal(output))
+        left = runner.pending(jobs, sink, retry_failed=retry_failed, force=force)
+        display.begin(jobs, left)
+        try:
+            if left:
+                from omnicli.batch import rows
+                from omnicli.batch.worker import Worker
+
+                worker = Worker(config, timeout, fit, cache=None if no_cache else defaults.open_cache())
+                answerer = stack.enter_context(_answering(worker, isolate, display))
+                runner.run(left, answerer, sink, skipped=partial(rows.skipped, config=config), tell=display.tell)
+        except KeyboardInterrupt:
+            if output is not None:
+                display.note(f"{display.done} of {display.total} items done; the same command goes on from here")
+            raise
+        counts = runner.tally(jobs, sink)
+    display.end(counts)
+    return runner.ITEM_FAILED if counts["failed"] else 0
+
+
+def _questions(texts: Sequence[str]) -> list[str]:
+    """Return the questions, without repetitions."""
+    out = list(dict.fromkeys(text.strip() for text in texts))
+    if not all(out):
+        raise UsageError("a question is empty")
+    for text in out:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"a question is not valid UTF-8: {text!r}") from None
+    return out
+
+
+def _wanted(
+    paths: Sequence[str], manifest: Path | None, null: bool, asked: Sequence[str], display: Display
+) -> list[Wanted]:
+    """Return what is to be asked of what, in order."""
+    from omnicli.batch.items import Wanted, find_media
+    from omnicli.batch.manifest import read_manifest
+
+    if manifest is not None:
+        if paths or null:
+            raise UsageError("give either paths or --manifest")
+        wanted, problems = read_manifest(manifest, asked)
+        if problems:
+            for text in problems[:-1]:
+                render.note(text)
+            raise UsageError(problems[-1])
+        return wanted
+    if not paths and not null:
+        raise UsageError('no film; try: omni batch FOLDER -q "What is the secret number?" -o answers.jsonl')
+    if not asked:
+        raise UsageError("no question; give one or more with -q")
+    if list(paths).count(STDIN) + null > 1:
+        raise UsageError("stdin can be read only once")
+    media: dict[str, None] = {}
+    for name in [*paths, STDIN] if null else paths:
+        if name == STDIN:
+            found = find_media(_listed(null), display.note, patterns=False)
+        else:
+            found = find_media([name], display.note)
+        media.update(dict.fromkeys(found))
+    if not media:
+        raise UsageError(f"no film or sound file in {', '.join(paths)}" if paths else "no name on stdin")
+    return [Wanted(one, question) for one in media for question in asked]
+
+
+def _listed(null: bool) -> list[str]:
+    """Return the names on stdin, one a line or each ended by NUL, whatever bytes they are made of."""
+    data = sys.stdin.buffer.read()
+    parts = data.split(b"\0") if null else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    return [os.fsdecode(part) for part in parts if part]
+
+
+def _settings_key(config: Config) -> str:
+    """Return what identifies the settings and the weights that answers depend on."""
+    from omnicli import fingerprint
+    from omnicli.models.loading import find_folder
+
+    known: list[Any] = [config.to_dict()]
+    if config.model and not config.model.startswith("dummy:"):
+        folder, revision = find_folder(config.model)
+        known += [revision, fingerprint.checkpoint(folder)]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _answering(worker: Worker, isolate: bool, display: Display) -> Iterator[Answering]:
+    """Return who answers: the worker in this process or in one of its own."""
+    from omnicli.batch import rows
+    from omnicli.batch.isolate import Isolated
+    from omnicli.cli import answering
+
+    if worker.config.model == "pocket":
+        display.note(answering.honesty())
+    if not isolate:
+        yield worker
+        return
+
+    def failed(item: Any, code: int, message: str, seconds: float) -> Row:
+        return rows.failed(item, worker.config, code, message, seconds)
+
+    with Isolated(worker, failed, worker.timeout_s, setup=partial(opt.set_verbose, opt.is_verbose())) as isolated:
+        yield isolated
+
+
+class Display:
+    """What is told on stderr: failures as they come, one line of progress on a terminal, and a last line."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.start = time.monotonic()
+        self.done = self.failed = self.total = 0
+        self.last = ""
+
+    def note(self, text: str) -> None:
+        """Write one line for good."""
+        if not self.quiet:
+            self.clear()
+            render.note(text)
+
+    def row(self, row: Row) -> None:
+        """Write a row to stdout, which may be the same terminal."""
+        self.clear()
+        render.print_json(row)
+
+    def begin(self, jobs: Sequence[Job], left: Sequence[Job]) -> None:
+        """Say how much there is to do."""
+        total, self.total = (sum(len(job.items) for job in some) for some in (jobs, left))
+        if total > self.total:
+            self.note(f"{total - self.total} of {total} items are done already")
+        self.start = time.monotonic()
+        self._write(f"[0/{self.total}]")
+
+    def tell(self, row: Row) -> None:
+        """Count a row."""
+        self.done += 1
+        if row["status"] == "failed":
+            self.failed += 1
+            if row["error"]["message"] != self.last:  # all questions about a broken file fail alike
+                self.last = row["error"]["message"]
+                self.note(f"failed: {self.last}")
+        seconds = max(1e-9, time.monotonic() - self.start)
+        left = (self.total - self.done) * seconds / self.done
+        rate = f"{60 * self.done / seconds:.3g} a minute, {_clock(left)} left"
+        failed = f", {self.failed} failed" if self.failed else ""
+        self._write(f"[{self.done}/{self.total}] {rate}{failed}: {os.path.basename(row['media'])}")
+
+    def end(self, counts: Any) -> None:
+        """Say what came out."""
+        told = ", ".join(f"{counts[status]} {status}" for status in ("ok", "failed", "skipped") if counts[status])
+        earlier = f" ({counts['failed'] - self.failed} of them before; --retry-failed does them again)"
+        again = earlier if counts["failed"] > self.failed else ""
+        self.note(f"{told}{again}; {_clock(time.monotonic() - self.start)}")
+
+    def clear(self) -> None:
+        """Take the line of progress off the screen."""
+        self._write("")
+
+    def _write(self, text: str) -> None:
+        """Replace the line of progress; it is kept within the terminal's width."""
+        if self.live:
+            shown = "".join(c if c.isprintable() else "\ufffd" for c in text)  # names may hold anything
+            width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+            print(f"\r\033[K{shown[:width]}", end="", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
