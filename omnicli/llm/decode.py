@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from omnicli.llm.kv import KVCache
+from omnicli.llm.watch import Watch
 
 if TYPE_CHECKING:
     from omnicli.models.base import OmniModel, Tokenizer
@@ -62,12 +63,13 @@ class Generation(Iterator[str]):
     """
 
     def __init__(
-        self, model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions
-    ) -> None:
+        self, model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions, *,
+        watch: Watch,
+    ) -> None:  # fmt: skip
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
         self.next_position = next_position
-        self._model, self._cache, self._options = model, cache, options
+        self._model, self._cache, self._options, self._watch = model, cache, options, watch
         self._logits = logits
         self._writer = TextWriter(model.tokenizer, options.stop)
         self._generator = torch.Generator(device=logits.device).manual_seed(options.seed)
@@ -113,27 +115,33 @@ class Generation(Iterator[str]):
         hidden = model.embed(torch.tensor([token], device=model.device))
         rope = model.rope(torch.full((model.position_axes, 1), self.next_position, device=model.device))
         for layer in range(model.depth):
-            hidden, _ = model.layer(layer, hidden, rope, self._cache)
+            ask = layer in self._watch.layers
+            hidden, attention = model.layer(layer, hidden, rope, self._cache, last_attention=ask)
+            self._watch.add(attention, layer)
         self.next_position += 1
         return model.logits(hidden)[0]
 
 
 def generate(
-    model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions | None = None
-) -> Generation:
+    model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions | None = None, *,
+    watch: Watch | None = None,
+) -> Generation:  # fmt: skip
     """Continue from ``logits`` (V,) after the cache's tokens.
 
     Parameters
     ----------
     next_position : float
         Rotary position of the first generated token, the same on all axes.
+    watch : Watch
+        Is shown what every token that is written attends to.
 
     Returns
     -------
     Generation
         An iterator of text pieces that also tells token ids and why it ended.
     """
-    return Generation(model, cache, logits, next_position, options or DecodeOptions())
+    settings = options or DecodeOptions()
+    return Generation(model, cache, logits, next_position, settings, watch=watch or Watch.nothing())
 
 
 def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

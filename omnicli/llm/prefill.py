@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from omnicli.llm.kv import KVCache
+from omnicli.llm.watch import Watch
 from omnicli.types import MediaTokens, Modality, Selection
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ def prefill(
     pruner: LayerPruner | None = None,
     encoded: tuple[int, int] | None = None,
     prefix: Prefix | None = None,
+    watch: Watch | None = None,
     chunk: int = 2048,
     progress: Callable[[float], None] | None = None,
     clock: StageClock | None = None,
@@ -229,6 +231,8 @@ def prefill(
         that enter.
     prefix : Prefix
         The prompt's beginning, which ``cache`` then holds already in the layers that have read it.
+    watch : Watch
+        Is shown what the prompt's last position attends to, and told what the caches hold.
     chunk : int
         Positions worked on at a time.
     progress : callable
@@ -251,7 +255,7 @@ def prefill(
     if span.stop > size:
         raise ValueError("media_span reaches past the prompt")
     stops = _stops(model, media, pruner)
-    report = progress or (lambda _: None)
+    report, watch = progress or (lambda _: None), watch or Watch.nothing()
     layers = shared_layers(model, media, pruner)
     held = [length - (prefix.rows if prefix and i < prefix.layers else 0) for i, length in enumerate(cache.lengths)]
     if prefix is None:
@@ -265,14 +269,17 @@ def prefill(
     behind = prefix.rows
     if stops and pruner is not None and media is not None:
         entered = _counted(media)
-        loop = _Pruned(model, cache, chunk, report, clock, stops, pruner, media, entered, encoded or entered, held)
+        loop = _Pruned(
+            model, cache, chunk, report, clock, stops, pruner, media, entered, encoded or entered, held, watch
+        )  # fmt: skip
         return loop(prefix, embeds[behind:], position_ids, span)
+    kept = torch.arange(span.stop - span.start, device=embeds.device)
+    watch.held, watch.first = [kept] * model.depth, held[0] + span.start
     last = _by_chunk(
         model, embeds[behind:], position_ids[:, behind:], cache,
-        layers=model.depth, span=span, extra=_extra(media), chunk=chunk, first=behind,
+        layers=model.depth, span=span, extra=_extra(media), chunk=chunk, first=behind, watch=watch,
         report=lambda done: report((behind + done * (size - behind)) / size),
     )  # fmt: skip
-    kept = torch.arange(span.stop - span.start, device=embeds.device)
     levels = [(0, span.stop - span.start, 0)] if media is None else [(0, *_counted(media))]
     return PrefillResult(model.logits(last)[0], levels, kept)
 
@@ -298,6 +305,7 @@ def _by_chunk(
     report: Callable[[float], None],
     first: int = 0,
     whole: bool = False,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Run rows, which are the prompt's from ``first`` on, through the first layers; return the last hidden state, or
     the ``whole`` of them."""
@@ -308,7 +316,10 @@ def _by_chunk(
         hidden = embeds[begin:end]
         rope = model.rope(position_ids[:, begin:end])
         for layer in range(layers):
-            hidden, _ = model.layer(layer, hidden, rope, cache)
+            ask = watch is not None and end == size and layer in watch.layers
+            hidden, attention = model.layer(layer, hidden, rope, cache, last_attention=ask)
+            if watch is not None:
+                watch.add(attention, layer)
             if extra is not None and layer < extra.shape[0]:
                 hidden = _add_extra(hidden, extra[layer], span, first + begin)
         if whole:
@@ -344,13 +355,14 @@ class _Pruned:
     entered: tuple[int, int]
     encoded: tuple[int, int]
     held: list[int]  # tokens that each layer's cache held before the prompt
+    watch: Watch
 
     def __call__(self, prefix: Prefix, rest: Tensor, position_ids: Tensor, span: slice) -> PrefillResult:
         """Read ``rest`` (n, D) behind the prefix and go on with both."""
         model, hidden, behind = self.model, rest.clone(), prefix.rows
         rope, depth = model.rope(position_ids), model.depth
         media, late, held = self.media, self.pruner.late_removal(depth), self.held
-        extra = _extra(media)
+        extra, self.watch.first = _extra(media), held[0] + span.start
         kept = torch.arange(len(media), device=rest.device)
         levels = [(0, *self.entered)]
         rows = behind + rest.shape[0]
@@ -360,22 +372,11 @@ class _Pruned:
             alone = layer < prefix.layers  # the prefix has been there: only the rest is to be read
             if not alone:
                 self.cache.reserve(layer, hidden.shape[0] + spare)
-            first = behind if alone else 0
-            attention = None
-            for begin, end in self._chunks(0 if alone else behind, hidden.shape[0]):
-                ask = self._asks(layer, LAST_QUERY_ATTENTION) and end == hidden.shape[0]
-                piece, attention = model.layer(
-                    layer,
-                    hidden[begin:end],
-                    model.take(rope, slice(first + begin, first + end)),
-                    self.cache,
-                    last_attention=ask,
-                )
-                if extra is not None and layer < extra.shape[0]:
-                    piece = _add_extra(piece, extra[layer], span, first + begin)
-                hidden[begin:end] = piece
+            rows_at = (behind, 0) if alone else (0, behind)
+            attention = self._read(layer, hidden, rope, rows_at, (span, extra))
             self.report(max(prefix.rows / rows * prefix.layers, layer + 1) / depth)
             ran.append((held[layer], kept, span))
+            self.watch.add(attention, layer, kept)
             if layer == prefix.layers - 1 and prefix.hidden is not None:
                 hidden = torch.cat([prefix.hidden, hidden])
             if late is not None and layer <= late and not self.pruner.keeps_kv():
@@ -385,8 +386,10 @@ class _Pruned:
             with self.clock.stage("select_in_llm") if self.clock is not None else contextlib.nullcontext():
                 if self._asks(layer, OUTPUT_ATTENTION):
                     attention = self.model.query_attention(layer, hidden, rope)[span]
-                elif attention is not None:
+                elif self._asks(layer, LAST_QUERY_ATTENTION) and attention is not None:
                     attention = attention[held[layer] + span.start : held[layer] + span.stop]
+                else:
+                    attention = None
                 view = LayerView(layer, depth, hidden[span], attention, media, self.entered, self.encoded)
                 keep = kept[:0] if layer == late else _checked(self.pruner.prune(layer, view), len(media), layer)
             if keep.numel() == len(media):
@@ -404,10 +407,36 @@ class _Pruned:
             extra = None if extra is None else extra[:, keep]
             span = slice(span.start, span.start + keep.numel())
             levels.append((layer + 1, *_counted(media)))
-        if late is None and not self.pruner.keeps_kv():
+        self._settle(ran, kept, late, spare)
+        return PrefillResult(model.logits(hidden[-1:])[0], levels, kept)
+
+    def _read(
+        self, layer: int, hidden: Tensor, rope: Any, rows_at: tuple[int, int], extra: tuple[slice, Tensor | None]
+    ) -> Tensor | None:
+        """Run one layer over ``hidden`` (n, D), in place; return the attention of its last row if somebody asks.
+
+        ``rows_at``: the prompt's row that it begins with, and where the chunks of its first part end.
+        """
+        (first, border), (span, features), attention = rows_at, extra, None
+        wanted = self._asks(layer, LAST_QUERY_ATTENTION) or layer in self.watch.layers
+        for begin, end in self._chunks(border, hidden.shape[0]):
+            part = self.model.take(rope, slice(first + begin, first + end))
+            ask = wanted and end == hidden.shape[0]
+            piece, attention = self.model.layer(layer, hidden[begin:end], part, self.cache, last_attention=ask)
+            if features is not None and layer < features.shape[0]:
+                piece = _add_extra(piece, features[layer], span, first + begin)
+            hidden[begin:end] = piece
+        return attention
+
+    def _settle(self, ran: list[tuple[int, Tensor, slice]], kept: Tensor, late: int | None, spare: int) -> None:
+        """Drop the keys and values that were to be kept up to here, and tell the watch what the caches now hold."""
+        if self.pruner.keeps_kv():
+            self.watch.held = [media for _, media, _ in ran]
+            return
+        self.watch.held = [kept[:0] if late is not None and layer <= late else kept for layer in range(len(ran))]
+        if late is None:
             for layer, before in enumerate(ran):
                 self._forget(layer, self.cache.lengths[layer], before, kept, spare)
-        return PrefillResult(model.logits(hidden[-1:])[0], levels, kept)
 
     def _chunks(self, border: int, size: int) -> Iterator[tuple[int, int]]:
         """Yield where chunks begin and end: those of the first part end at ``border``, as they did when it was read."""

@@ -14,6 +14,7 @@ from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import LayerPruner, PrefillResult, Prefix, prefill, read_prefix, shared_layers
 
 if TYPE_CHECKING:
+    from omnicli.llm.watch import Watch
     from omnicli.models.base import ModelInput, OmniModel
     from omnicli.timing import StageClock
     from omnicli.types import MediaTokens
@@ -35,7 +36,7 @@ class Reader:
 
     def read(
         self, prompt: ModelInput, media: MediaTokens, pruner: LayerPruner, *,
-        encoded: tuple[int, int], room: int, last: bool = False,
+        encoded: tuple[int, int], room: int, last: bool = False, watch: Watch | None = None,
         progress: Callable[[float], None] | None = None, clock: StageClock | None = None,
     ) -> tuple[PrefillResult, KVCache]:  # fmt: skip
         """Read a prompt whose media are ``media``; the cache has room for so many tokens more.
@@ -73,6 +74,6 @@ class Reader:
             self._prefix = prefix
         found = prefill(
             model, prompt.embeds, prompt.position_ids, cache, media_span=span, media=media, pruner=pruner,
-            encoded=encoded, prefix=prefix, progress=lambda done: report(max(share, done)), clock=clock,
+            encoded=encoded, prefix=prefix, watch=watch, progress=lambda done: report(max(share, done)), clock=clock,
         )  # fmt: skip
         return found, cache
