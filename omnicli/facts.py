@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import resource
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omnicli import __version__, cost
+from omnicli import __version__, cost, evidence
 from omnicli.types import Answer, MediaTokens, Modality, Selection
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from omnicli.config import Config
     from omnicli.llm.decode import Generation
     from omnicli.llm.prefill import PrefillResult
+    from omnicli.llm.watch import Watch
     from omnicli.models.base import EncodedClip, OmniModel
     from omnicli.pipeline import Film
     from omnicli.timing import Times
@@ -32,12 +34,13 @@ if TYPE_CHECKING:
 def answer(
     film: Film, question: str, config: Config, used: OmniModel, *,
     prompt_length: int, kept: MediaTokens, selection: Selection, read: PrefillResult, reused: int, text: Generation,
-    times: Times, first_token_s: float,
+    times: Times, first_token_s: float, watch: Watch | None = None,
 ) -> Answer:  # fmt: skip
     """Return the answer with everything that is known of its run."""
     clip, around = film.media.clip, prompt_length - len(kept)
     counts = tokens(clip.tokens, kept, config.compressor, read.levels, used.depth)
     counts |= {"text": around, "reused": reused, "generated": len(text.token_ids), "selection": selection.report}
+    counts |= {"timeline": timeline(clip.tokens, kept)}
     return Answer(
         id=identity(film.info.path, question, config),
         media=str(film.info.path),
@@ -54,6 +57,7 @@ def answer(
         time_to_first_token_s=round(first_token_s, 4),
         peak_memory=peak_memory(used.device),
         flops=cost.prefill_flops(used, around, len(clip.tokens), read.by_layer),
+        evidence=[] if watch is None else evidence.ranges(kept, watch.scores()),
         warnings=[*film.media.warnings, *cautions(used, clip)],
         versions=versions(),
         cached=film.cached,
@@ -104,6 +108,29 @@ def tokens(
         "retention_nominal": None if asked is None else _shares(names, asked, there),
         "retention_layers": _shares(names, [r / max(1, n) for r, n in zip(read, there, strict=True)], there),
     }
+
+
+STEPS = 100
+"""Most steps of a timeline."""
+
+
+def timeline(clip: MediaTokens, kept: MediaTokens) -> dict[str, Any]:
+    """Return how many tokens there were and how many entered the LLM in each of at most `STEPS` steps of the film.
+
+    ``start_s`` and ``step_s`` (whole seconds) in file seconds, and per modality ``encoded`` and ``kept``, one number a
+    step.
+    """
+    start = math.floor(float(clip.start_s.min()))
+    step = max(1, math.ceil((float(clip.start_s.max()) - start + 1e-9) / STEPS))
+    count = int((float(clip.start_s.max()) - start) // step) + 1
+
+    def counts(tokens: MediaTokens, kind: Modality) -> list[int]:
+        at = ((tokens.start_s[tokens.modality == kind] - start) // step).long()
+        found: list[int] = torch.bincount(at, minlength=count).tolist()
+        return found
+
+    by_kind = {m.name.lower(): {"encoded": counts(clip, m), "kept": counts(kept, m)} for m in Modality}
+    return {"start_s": start, "step_s": step, **by_kind}
 
 
 def _shares(names: Iterable[str], shares: Sequence[float], there: Sequence[int]) -> dict[str, float | None]:

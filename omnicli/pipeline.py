@@ -13,8 +13,10 @@ import torch
 from omnicli import facts
 from omnicli.encode import Encoded, Progress, encode
 from omnicli.errors import MemoryLimitError
+from omnicli.evidence import layers as middle
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.reader import Reader
+from omnicli.llm.watch import Watch
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.base import CAPTURES, OmniModel
 from omnicli.timing import StageClock, Times
@@ -40,7 +42,7 @@ class Film:
 def ask(
     source: str | Path | MediaInfo, questions: Sequence[str], config: Config, model: OmniModel, *,
     on_text: OnText | None = None, on_progress: Progress | None = None, clock: StageClock | None = None,
-    cache: Cache | None = None,
+    cache: Cache | None = None, evidence: bool = False,
 ) -> list[Answer]:  # fmt: skip
     """Answer questions about one file; it is decoded and encoded once.
 
@@ -56,6 +58,8 @@ def ask(
         Already holds what was timed before, such as loading the model.
     cache : Cache
         Where encoded films are kept; None: nowhere.
+    evidence : bool
+        Tell which seconds the answers rest on.
 
     Returns
     -------
@@ -70,13 +74,11 @@ def ask(
     progress = on_progress or (lambda stage, done, total: None)
     tell = on_text or (lambda index, text: None)
     film = look(source, config.media, config.compressor.needs, model, progress=progress, clock=clock, cache=cache)
-    reader, last = Reader(model), len(questions) - 1
-    return [
-        answer(
-            film, question, config, model, reader=reader, last=i == last, on_text=partial(tell, i), progress=progress
-        )
-        for i, question in enumerate(questions)
-    ]
+    asked = partial(
+        answer, film, config=config, model=model, reader=Reader(model), progress=progress, evidence=evidence
+    )
+    ends = len(questions) - 1
+    return [asked(question, last=i == ends, on_text=partial(tell, i)) for i, question in enumerate(questions)]
 
 
 @torch.inference_mode()
@@ -100,13 +102,13 @@ def look(
 @torch.inference_mode()
 def answer(
     film: Film, question: str, config: Config, model: OmniModel, *,
-    reader: Reader | None = None, last: bool = False, history: Sequence[tuple[str, str]] = (),
+    reader: Reader | None = None, last: bool = False, history: Sequence[tuple[str, str]] = (), evidence: bool = False,
     on_text: Callable[[str], None] = lambda text: None, progress: Progress = lambda stage, done, total: None,
 ) -> Answer:  # fmt: skip
     """Answer one question about an encoded file: compress, prefill, generate.
 
     ``reader`` keeps what questions share from one call to the next, up to the ``last`` one; ``history`` holds what was
-    asked and answered before.
+    asked and answered before; ``evidence``: see `ask`.
     """
     info, media = film.info, film.media
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
@@ -123,15 +125,15 @@ def answer(
             f"{info.path}: {length:,} tokens do not fit the model's context of {model.max_position:,}; "
             "choose a preset that keeps fewer (--preset avoc), a lower --fps, or a shorter span (--start, --end)"
         )
-    reads = reader or Reader(model)
+    reads, watch = reader or Reader(model), Watch(middle(model.depth), len(kept)) if evidence else None
     with clock.stage("prefill"):
         read, kv = reads.read(
             sequence, kept, compressor, encoded=(clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)),
-            room=options.max_new_tokens, last=last or reader is None,
+            room=options.max_new_tokens, last=last or reader is None, watch=watch,
             progress=lambda share: progress("prefill", share * length, length), clock=clock,
         )  # fmt: skip
     with clock.stage("generate"):
-        text = generate(model, kv, read.logits, sequence.next_position, options)
+        text = generate(model, kv, read.logits, sequence.next_position, options, watch=watch)
         pieces = (piece for piece in text)
         first = next(pieces, "")
         first_s = clock.elapsed()
@@ -141,4 +143,5 @@ def answer(
     return facts.answer(
         film, question, config, model, prompt_length=length, kept=kept, selection=selection, read=read,
         reused=reads.reused, text=text, times=film.times + clock.report(), first_token_s=film.times.wall_s + first_s,
+        watch=watch,
     )  # fmt: skip

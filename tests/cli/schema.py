@@ -39,6 +39,12 @@ ANSWER: dict[str, Any] = {
         "retention_nominal": (dict, type(None)),
         "retention_layers": {"video": OPTIONAL, "audio": OPTIONAL},
         "selection": dict,
+        "timeline": {
+            "start_s": int,
+            "step_s": int,
+            "video": {"encoded": list, "kept": list},
+            "audio": {"encoded": list, "kept": list},
+        },
     },
     "stages": dict,
     "busy": dict,
@@ -127,6 +133,10 @@ def _contents(value: dict[str, Any]) -> list[str]:
     layers = value["tokens"]["by_layer"]
     if layers and layers[0] != [0, kept]:
         out.append(f"answer.tokens.by_layer: starts with {layers[0]}, but {kept} tokens were kept")
+    for name in ("video", "audio"):
+        for what, numbers in value["tokens"]["timeline"][name].items():
+            if sum(numbers) != value["tokens"][name][what] or len(numbers) > 100:
+                out.append(f"answer.tokens.timeline.{name}.{what}: does not add up")
     if value["schema"] != 1:
         out.append("answer.schema: not 1")
     return out
