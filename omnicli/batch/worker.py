@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,8 @@ class Worker:
         Returns the model of a configuration.
     cache : Cache or None
         Where encoded films are kept.
+    evidence : bool
+        Tell which seconds answers rest on.
     """
 
     config: Config
@@ -67,6 +70,7 @@ class Worker:
     fit: bool = False
     load: Callable[[Config], OmniModel] = load
     cache: Cache | None = None
+    evidence: bool = False
 
     def __post_init__(self) -> None:
         self._ahead: _Ahead | None = None
@@ -141,10 +145,10 @@ class Worker:
 
     def _answer(self, film: pipeline.Film, item: Item, last: bool) -> Row:
         """Ask; if it does not fit and that is wanted, once more with less, as all further questions on this film."""
+        ask = partial(pipeline.answer, film, item.question, evidence=self.evidence)
         if self._small is None:
             try:
-                answer = pipeline.answer(film, item.question, self.config, self.model, reader=self._reader, last=last)
-                return rows.answered(item, answer, [])
+                return rows.answered(item, ask(self.config, self.model, reader=self._reader, last=last), [])
             except Exception as error:
                 code, message = _told(item.media, error)
                 if not self.fit or code != MemoryLimitError.exit_code:
@@ -153,7 +157,7 @@ class Worker:
             self._small = config, f"did not fit ({message}); answered with {what} (--fit)"
             self._clean(memory.free)
         config, note = self._small
-        return rows.answered(item, pipeline.answer(film, item.question, config, self.model), [note])
+        return rows.answered(item, ask(config, self.model), [note])
 
     def _clean(self, free: Callable[[torch.device], None]) -> None:
         """Give memory back, and make sure that the device still works."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnicli import render
 from omnicli.cli import defaults
-from omnicli.errors import MediaError, near_names
+from omnicli.errors import MediaError, UsageError, near_names
 from omnicli.timing import StageClock
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def answer(
     clock: StageClock | None = None,
     on_text: Any = None,
     cache: Cache | None = None,
+    evidence: bool = False,
 ) -> list[Answer]:
     """Load the model, ask, and render: answers (or JSON lines) on stdout, notes and the stage table on stderr.
 
@@ -150,8 +151,9 @@ def answer(
         write = on_text or (None if json_out else stream)
         try:
             answers = pipeline.ask(
-                source, questions, config, model, on_text=write, on_progress=progress, clock=clock, cache=cache
-            )
+                source, questions, config, model, on_text=write, on_progress=progress, clock=clock, cache=cache,
+                evidence=evidence,
+            )  # fmt: skip
         except BaseException:
             stream.close()
             raise
@@ -161,8 +163,39 @@ def answer(
             render.print_json(one.to_dict())
     elif on_text is None:
         stream.finish(answers)
+        if evidence:
+            render.write_text(render.evidence_lines(answers))
     show_costs(answers, clock.report().wall_s)
     return answers
+
+
+def write_evidence(path: Path, answers: Sequence[Answer], folder: Path) -> None:
+    """Write the seconds that answers rest on: a clip of each range and, of pictures, the frame in its middle.
+
+    Raises
+    ------
+    UsageError
+        The folder cannot be made.
+    MediaError
+        A clip or a frame cannot be written.
+    """
+    from omnicli.media import cut
+    from omnicli.media.probe import probe
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--clip-dir {folder}: {error.strerror or error}") from error
+    info, written = probe(path), 0
+    for number, answer in enumerate(answers, start=1):
+        for found in answer.evidence:
+            at = f"{render.clock_time(found['start_s'])}-{render.clock_time(found['end_s'])}".replace(":", ".")
+            name = f"{path.stem} q{number} {at} {found['modality']}"
+            cut.write_clip(info, found["start_s"], found["end_s"], folder / f"{name}.mkv")
+            written += 1
+            if found["modality"] == "video":
+                cut.write_frame(info, (found["start_s"] + found["end_s"]) / 2, folder / f"{name}.jpg")
+    render.note(f"{written} clips in {folder}")
 
 
 def show_costs(answers: Sequence[Answer], wall_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ Examples:
   omni ask film.mp4 "What is the secret number?"
   omni ask film.mp4 "Who speaks last?" -q "Which shape comes first?" --json
   echo "What sound is heard?" | omni ask film.mp4 - --start 10:00 --end 12:30
+  omni ask film.mp4 "What is the secret number?" --evidence --clip-dir clips
   omni ask film.mp4 "Who speaks?" --preset avoc --set avoc.tokens=2048 --fps 2"""
 
 
@@ -49,6 +51,11 @@ def ask(
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    evidence: opt.EvidenceFlag = False,
+    clip_dir: Annotated[
+        Path | None,
+        typer.Option("--clip-dir", metavar="DIR", help="Write that evidence there, as clips and frames."),
+    ] = None,
     no_cache: opt.NoCacheFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
@@ -58,6 +65,8 @@ def ask(
     With --json each question gives one JSON object on one line (docs/json.md).
     """
     opt.check_span(start, end)
+    if clip_dir is not None and clip_dir.exists() and not clip_dir.is_dir():
+        raise UsageError(f"--clip-dir {clip_dir}: is not a folder")
     questions = read_questions(question, more)
     settings = opt.overrides(
         sets,
@@ -79,7 +88,11 @@ def ask(
     with clock.stage("load"):
         config = answering.prepare(preset, settings, model, device, dtype)
         cache = None if no_cache else defaults.open_cache()
-    answering.answer(path, questions, config, json_out=json_out, clock=clock, cache=cache)
+    answers = answering.answer(
+        path, questions, config, json_out=json_out, clock=clock, cache=cache, evidence=evidence or clip_dir is not None
+    )
+    if clip_dir is not None:
+        answering.write_evidence(path, answers, clip_dir)
 
 
 def read_questions(question: str | None, more: list[str] | None) -> list[str]:

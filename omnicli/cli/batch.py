@@ -79,6 +79,7 @@ def batch(
             help="Work in a process of its own, that is replaced if it dies or hangs, or in this one.",
         ),
     ] = True,
+    evidence: opt.EvidenceFlag = False,
     no_cache: opt.NoCacheFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors that end the run.")] = False,
     preset: opt.PresetOption = None,
@@ -140,7 +141,8 @@ def batch(
                 from omnicli.batch import rows
                 from omnicli.batch.worker import Worker
 
-                worker = Worker(config, timeout, fit, cache=None if no_cache else defaults.open_cache())
+                cache = None if no_cache else defaults.open_cache()
+                worker = Worker(config, timeout, fit, cache=cache, evidence=evidence)
                 answerer = stack.enter_context(_answering(worker, isolate, display))
                 runner.run(left, answerer, sink, skipped=partial(rows.skipped, config=config), tell=display.tell)
         except KeyboardInterrupt:

@@ -88,6 +88,7 @@ class AudioChoice(str, Enum):
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+EvidenceFlag = Annotated[bool, typer.Option("--evidence", help="Tell which seconds of the film an answer rests on.")]
 NoCacheFlag = Annotated[
     bool, typer.Option("--no-cache", help="Neither read nor keep the film's tokens (omni cache info).")
 ]
