@@ -17,7 +17,6 @@ from omnicli.media import video
 from omnicli.media.container import FAILURES, DecodeStats, one_line, open_media, packets
 from omnicli.media.probe import MediaInfo
 
-
 _EARLY_S = 3.0  # seeking in a transport stream lands near a second, not on its key frame
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from omnicli import pipeline
+from omnicli.config import load_config
 from omnicli.models.loading import load_model
-from omnicli.train import pocket_eval
+from omnicli.train import films, pocket_eval, speech, world
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +40,20 @@ def test_ten_minutes_through_avoc_beat_a_random_choice_of_as_many(pocket):
     avoc, random = rates(pocket, 600, 3, [("avoc", budget), ("random-10", ["random.tokens=1024"])])
     numbers = ("caption", "spoken")
     assert sum(avoc[t][0] for t in numbers) > sum(random[t][0] for t in numbers)
+
+
+def test_evidence_holds_the_planted_event(pocket, tmp_path):
+    """Where the answer is right, the strongest range is where it was shown or said, four times out of five."""
+    right = hits = 0
+    config = load_config("full")
+    for seed in range(6):
+        film = world.make_film(9_500_000 + seed, 40, tasks=("caption", "spoken", "who"), voices=speech.HELD_OUT_VOICES)
+        films.write_film(film, tmp_path / "film.mp4")
+        texts = [q.text for q in film.questions]
+        answers = pipeline.ask(tmp_path / "film.mp4", texts, config, pocket, evidence=True)
+        for question, answer in zip(film.questions, answers, strict=True):
+            if answer.answer == question.answer:
+                first, right = answer.evidence[0], right + 1
+                hits += first["start_s"] <= question.at_s[1] and first["end_s"] >= question.at_s[0]
+                assert first["end_s"] - first["start_s"] < 10, "a range that is the whole film would tell nothing"
+    assert right >= 15 and hits / right >= 0.8
