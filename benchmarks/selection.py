@@ -33,7 +33,7 @@ from tammr import machine
 
 from omnicli import registry
 from omnicli.bench import memory
-from omnicli.llm.prefill import LayerView
+from omnicli.llm.pruning import LayerView
 from omnicli.types import MediaTokens, Modality, Query, Selection
 
 ROWS, COLS, DEPTH, RUNS = 9, 16, 28, 3

@@ -95,7 +95,7 @@ class Compressor:
     def prune(self, layer: int, view: Any) -> Tensor:
         """Return ascending indices (k,) int64 into ``view.media`` of the tokens to keep after ``layer``.
 
-        ``view`` is an `omnicli.llm.prefill.LayerView`.
+        ``view`` is an `omnicli.llm.pruning.LayerView`.
         """
         raise NotImplementedError(f"{self.name} names layers to prune after but has no prune()")
 

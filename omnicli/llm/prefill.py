@@ -12,74 +12,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from omnicli.llm.kv import KVCache
+from omnicli.llm.pruning import LAST_QUERY_ATTENTION, OUTPUT_ATTENTION, LayerPruner, LayerView
 from omnicli.llm.watch import Watch
 from omnicli.types import MediaTokens, Modality, Selection
 
 if TYPE_CHECKING:
     from omnicli.models.base import OmniModel
     from omnicli.timing import StageClock
-
-LAST_QUERY_ATTENTION = "last_query_attention"
-"""Name a pruner puts into ``needs`` to be given the layer's own attention in ``view.attention``."""
-
-OUTPUT_ATTENTION = "output_attention"
-"""The same, of the layer's projections applied once more to its output, as SEATS's released code takes it."""
-
-
-@dataclass(frozen=True)
-class LayerView:
-    """What a method sees when it prunes after a layer.
-
-    Attributes
-    ----------
-    layer, depth : int
-        The layer just run, and how many there are.
-    hidden : Tensor (n, D)
-        Hidden states of the media tokens still present, after the layer.
-    attention : Tensor (n,) float32 or None
-        Attention of the prompt's last token to them in this layer, mean over heads; sums to less than 1, text has the
-        rest. Only with ``"last_query_attention"`` or ``"output_attention"`` in the method's ``needs``.
-    media : MediaTokens
-        The tokens still present, as they entered the LLM.
-    entered : (int, int)
-        Picture and sound tokens that entered the LLM.
-    encoded : (int, int) or None
-        Those that came out of the encoders; None where another method chose before the LLM.
-    """
-
-    layer: int
-    depth: int
-    hidden: Tensor
-    attention: Tensor | None
-    media: MediaTokens
-    entered: tuple[int, int]
-    encoded: tuple[int, int] | None = None
-
-
-class LayerPruner(Protocol):
-    """The part of a compression method that works inside the LLM."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of what has to be captured."""
-
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """Return the layers after which `prune` is called."""
-
-    def prune(self, layer: int, view: Any) -> Tensor:
-        """Return ascending indices (k,) into ``view.media`` of the tokens to keep."""
-
-    def late_removal(self, depth: int) -> int | None:
-        """Return the layer after which all media tokens go."""
-
-    def keeps_kv(self) -> bool:
-        """Return whether layers keep the keys and values of media tokens that are dropped after them."""
 
 
 @dataclass(frozen=True)
@@ -472,16 +417,3 @@ def _checked(keep: Tensor, n: int, layer: int) -> Tensor:
     if keep.numel() and (int(keep[0]) < 0 or int(keep[-1]) >= n or bool((keep[1:] <= keep[:-1]).any())):
         raise ValueError(f"prune after layer {layer} returned indices that are not ascending inside 0..{n - 1}")
     return keep
-
-
-__all__ = [
-    "LAST_QUERY_ATTENTION",
-    "OUTPUT_ATTENTION",
-    "LayerPruner",
-    "LayerView",
-    "PrefillResult",
-    "Prefix",
-    "prefill",
-    "read_prefix",
-    "shared_layers",
-]

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from omnicli.llm.kv import KVCache
-from omnicli.llm.prefill import LayerPruner, PrefillResult, Prefix, prefill, read_prefix, shared_layers
+from omnicli.llm.prefill import PrefillResult, Prefix, prefill, read_prefix, shared_layers
+from omnicli.llm.pruning import LayerPruner
 
 if TYPE_CHECKING:
     from omnicli.llm.watch import Watch

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from omnicli import registry
-from omnicli.llm.prefill import LayerView
+from omnicli.llm.pruning import LayerView
 from omnicli.types import MediaTokens, Modality, Selection
 from tests import tiny, tiny_minicpm, tiny_qwen3
 from tests.compress.clips import clip, query

@@ -8,7 +8,7 @@ import torch
 from omnicli.compress.fastv import FastV
 from omnicli.compress.fastv_om import FastVOm
 from omnicli.errors import ConfigError
-from omnicli.llm.prefill import LayerView
+from omnicli.llm.pruning import LayerView
 from omnicli.types import Modality
 from tests.compress.clips import clip
 

@@ -11,7 +11,7 @@ import torch
 
 from omnicli.compress.seats import Seats, entering, official_quotas
 from omnicli.errors import ConfigError, ModelError
-from omnicli.llm.prefill import LayerView
+from omnicli.llm.pruning import LayerView
 from omnicli.types import Modality, Selection
 from tests.compress.clips import clip, query
 from tests.compress.test_budget import one_at_a_time

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from omnicli import registry
-from omnicli.llm.prefill import LayerView
+from omnicli.llm.pruning import LayerView
 from omnicli.types import MediaTokens, Modality, Selection
 
 from .clips import clip, query
