@@ -47,8 +47,9 @@ class Contender:
 
     @cached_property
     def settings(self) -> str:
-        """Eight hex digits that tell its settings apart from others under the same label."""
-        return hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        """Eight hex digits that tell it apart from others under the same label; sampling and model are the run's."""
+        own = {key: self.config.to_dict()[key] for key in ("method", "params", "generate")}
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
 
     def takes(self, duration_s: float) -> bool:
         """Tell whether it is asked at this duration."""

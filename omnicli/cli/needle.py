@@ -98,6 +98,7 @@ def needle(
         Path | None,
         typer.Option("--journal", metavar="FILE", help="Keep answers here (JSONL); a wider run goes on from it."),
     ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Ask nothing: tell what the journal holds so far.")] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write heat maps (.png, .svg, .pdf).")
     ] = None,
@@ -117,6 +118,8 @@ def needle(
     AVOC's audio-video needle in a haystack: a caption on a single frame, or a sentence spoken at the haystack's own
     loudness; one frame a second and all of the sound for every preset. The film is decoded and encoded once.
     """
+    if report and (journal is None or not journal.exists()):
+        raise UsageError("--report tells what a journal holds: name one that is there with --journal FILE")
     for option, path in (("--journal", journal), ("--plot", plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{option} {path}: the folder {path.parent} does not exist")
@@ -153,17 +156,18 @@ def needle(
                 wanted, contenders, sources, answers, lambda: _load(first), recordings=recordings,
                 max_pixels=max_pixels, tell=display.tell, progress=display.progress,
             )  # fmt: skip
-            run.run()
-    report = run.report()
+            if not report:
+                run.run()
+    found = run.report()
     if plot is not None:
-        needle_plot.draw(report, plot)
-    for error in report["errors"]:
+        needle_plot.draw(found, plot)
+    for error in found["errors"]:
         where = "" if error["duration_s"] is None else f" at {error['duration_s']:g} s"
         render.note(f"{error['preset']}{where} could not run: {error['message']}")
     if json_out:
-        render.print_json(report)
+        render.print_json(found)
     else:
-        render.write_text(render.table(table(report)) + "\n")
+        render.write_text(render.table(table(found)) + "\n")
 
 
 def _numbers(option: str, text: str, parse: Any) -> list[float]:

@@ -470,6 +470,10 @@ def test_the_command(omni, film, tiny_model, tmp_path):
     report = json.loads(out)
     assert report["kind"] == "needle" and report["haystacks"][0]["name"] == "film.mp4"
     assert sum(s["total"] for s in report["scores"]) == 12
+    before = (tmp_path / "j.jsonl").read_bytes()
+    code, out, err = omni(*argv, "--depths", "0,0.5,1", "--report")
+    assert (code, err) == (0, "") and "(3/" not in out and len(out.splitlines()) == 5
+    assert (tmp_path / "j.jsonl").read_bytes() == before, "it only tells what is there"
     code, out, err = omni(*argv, "--seed", "3")
     assert (code, out) == (2, "")
     assert err.startswith("omni: --journal") and "other seed" in err and len(err.splitlines()) == 1
@@ -495,6 +499,7 @@ def test_the_command_makes_its_own_haystack(omni, tiny_model):
         (["film", "--durations", "8", "--preset", "full", "--preset", "full"], 2, ["twice"]),
         (["film", "--durations", "8", "--preset", "avoc:media.fps=2"], 2, ["media.fps=2", "--max-pixels"]),
         (["film", "--durations", "8", "--preset", "avoc", "--up-to", "avo=8"], 2, ["avo", "avoc"]),
+        (["film", "--durations", "8", "--report"], 2, ["--report", "--journal"]),
         (["film", "--durations", "8", "--journal", "none/j.jsonl"], 2, ["--journal", "none"]),
         (["film", "--durations", "8", "--plot", "none/j.png"], 2, ["--plot", "none"]),
         (["film", "--durations", "8", "--needle-wav", "secret.wav"], 2, ["six digits"]),
