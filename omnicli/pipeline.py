@@ -141,4 +141,5 @@ def answer(
     return facts.answer(
         film, question, config, model, prompt_length=length, kept=kept, selection=selection, read=read,
         reused=reads.reused, text=text, times=film.times + clock.report(), first_token_s=film.times.wall_s + first_s,
+        history=history,
     )  # fmt: skip
