@@ -128,6 +128,9 @@ def begin(path: Path, config: Config, clock: StageClock, cache: Cache | None) ->
     """
     from omnicli.media.probe import probe
 
+    if config.media.subtitles not in ("auto", "off"):
+        check_media(config.media.subtitles)
+
     with clock.stage("probe"):
         source = path if cache is not None and cache.knows(path) else probe(path)
     return source, load(config, clock)

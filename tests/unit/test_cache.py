@@ -720,3 +720,19 @@ def test_two_writers_at_once_are_both_right(tmp_path, unsynced):
     assert 0 < cache.size() <= cache.limit
     for item in cache.items():
         assert list(differences(clip(SHORT, seed=int(item.path.name[0], 16)), tokenfile.read(item.path, CPU))) == []
+
+
+def test_subtitles_do_not_matter(film, tmp_path, model):
+    cache = Cache(tmp_path / "cache")
+    plain, auto = (load_config("full", [f"media.subtitles={s}"]).media for s in ("off", "auto"))
+    path = tmp_path / "copy.mp4"
+    path.write_bytes(film.read_bytes())
+    first = pipeline.look(path, plain, frozenset(), model, cache=cache)
+    path.with_suffix(".srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nout of the blue\n")
+    second = pipeline.look(path, auto, frozenset(), model, cache=cache)
+    assert not first.cached and second.cached
+    assert (first.preface, second.preface) == ("", "Subtitles:\n[00:00] out of the blue\n")
+    path.with_suffix(".srt").unlink()
+    third = pipeline.look(path, auto, frozenset(), model, cache=cache)
+    assert third.cached and third.preface == ""
+    assert third.media.warnings == (*first.media.warnings, "copy.mp4: subtitles: none in the film, none beside it")

@@ -85,3 +85,16 @@ def test_a_film_is_looked_at_again_only_for_what_was_not_captured(film, model):
     assert second.media.clip.tokens.saliency is not None
     session.switch(load_config("full", SHORT))
     assert session.film is second and session._seen_by(session.config).media.clip.tokens.saliency is None
+
+
+def test_subtitles_stand_once_in_front_of_the_first_question(model, tmp_path):
+    path = films.write(tmp_path / "film.mp4", 3)
+    path.with_suffix(".srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nout of the blue\n")
+    config = load_config("avoc", [*SHORT, "media.subtitles=auto"])
+    session = Session(path, config, model)
+    plain = Session(path, load_config("avoc", SHORT), model)
+    added = len(model.tokenizer.encode("Subtitles:\n[00:01] out of the blue\n"))
+    for question in ("one?", "and two?"):
+        texts = [s.ask(question).answer.tokens["text"] for s in (session, plain)]
+        assert added <= texts[0] - texts[1] < 2 * added  # the second time the answers before differ as well
+    assert [q for q, _ in session.history] == ["one?", "and two?"]
