@@ -98,7 +98,7 @@ def test_commands(chat, tmp_path):
     assert any(line.startswith("load the model") for line in first)
     second = second[: next(i for i, line in enumerate(second) if line.startswith("model "))]
     assert not any(line.startswith(("load the model", "encode")) for line in second), "the film's time is told once"
-    assert any(line.startswith("prefill") for line in second)
+    assert any(line.startswith("wall time") for line in second)
 
 
 def test_another_preset(chat, omni, options, film):
