@@ -223,7 +223,7 @@ class Entry:
             "duration_s": round(info.duration_s, 3),
             "model": facts.model(self.model),
             "tokens": {m.name.lower(): media.clip.tokens.count(m) for m in Modality},
-            "media": dataclasses.asdict(self.settings),
+            "media": self.settings.encoding(),
             "capture": sorted(self.capture),
             "versions": facts.versions(),
         }
@@ -236,7 +236,7 @@ def _way(settings: MediaConfig, capture: frozenset[str], model: OmniModel) -> st
     family = Path(inspect.getfile(type(model)))  # may come from another package
     way = [
         CACHE_VERSION, _CODE, fingerprint.source([family]), facts.versions(), model.fingerprint, str(model.dtype),
-        model.device.type, dataclasses.asdict(settings), sorted(capture),
+        model.device.type, settings.encoding(), sorted(capture),
     ]  # fmt: skip
     return hashlib.blake2b(json.dumps(way, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -59,6 +59,11 @@ class MediaConfig:
         rate whatever time passed between them, as the papers' scripts did; times in the result are then nominal too.
     decoder : auto or cpu
         ``auto``: pictures for a model on a graphics card are decoded by the card if it can (NVDEC).
+    subtitles : off, auto or a file
+        Lines that stand before the question. ``auto``: of the file beside the film (.srt, .vtt, .ass), else of the
+        first text track in it.
+    subtitle_tokens : int
+        At most so many tokens of them; lines are left out evenly.
     """
 
     fps: float = 1.0
@@ -73,12 +78,14 @@ class MediaConfig:
     audio_limit: float | None = None
     clock: Literal["true", "nominal"] = "true"
     decoder: Literal["auto", "cpu"] = "auto"
+    subtitles: str = "off"
+    subtitle_tokens: int = 2000
 
     def __post_init__(self) -> None:
         problems = []
         if not self.fps > 0:
             problems.append(f"fps: must be above 0, not {self.fps:g}")
-        for name in ("max_frames", "min_pixels", "max_pixels"):
+        for name in ("max_frames", "min_pixels", "max_pixels", "subtitle_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}: must be at least 1, not {value}")
@@ -92,8 +99,14 @@ class MediaConfig:
             problems.append(f"audio_limit: must be above 0, not {self.audio_limit:g}")
         if self.audio == "off" and self.require_audio:
             problems.append("require_audio: true contradicts audio off")
+        if not self.subtitles:
+            problems.append("subtitles: must be off, auto or a file")
         if problems:
             raise ConfigError(problems)
+
+    def encoding(self) -> dict[str, Any]:
+        """Return what pictures and sound depend on: everything but the subtitles."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if not k.startswith("subtitle")}
 
 
 @dataclass(frozen=True)

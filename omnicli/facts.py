@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def answer(
     film: Film, question: str, config: Config, used: OmniModel, *,
     prompt_length: int, kept: MediaTokens, selection: Selection, read: PrefillResult, reused: int, text: Generation,
-    times: Times, first_token_s: float, watch: Watch | None = None,
+    times: Times, first_token_s: float, watch: Watch | None = None, history: Sequence[tuple[str, str]] = (),
 ) -> Answer:  # fmt: skip
     """Return the answer with everything that is known of its run."""
     clip, around = film.media.clip, prompt_length - len(kept)
@@ -42,7 +42,7 @@ def answer(
     counts |= {"text": around, "reused": reused, "generated": len(text.token_ids), "selection": selection.report}
     counts |= {"timeline": timeline(clip.tokens, kept)}
     return Answer(
-        id=identity(film.info.path, question, config),
+        id=identity(film.info.path, question, config, history),
         media=str(film.info.path),
         question=question,
         answer=text.text.strip(),
@@ -64,10 +64,10 @@ def answer(
     )
 
 
-def identity(path: Path, question: str, config: Config) -> str:
-    """Return 12 hex digits that are equal for the same file name and size, question and settings."""
+def identity(path: Path, question: str, config: Config, history: Sequence[tuple[str, str]] = ()) -> str:
+    """Return 12 hex digits that are equal for the same file name and size, question, history and settings."""
     size = path.stat().st_size if path.is_file() else None
-    facts = [path.name, size, question, config.to_dict()]
+    facts = [path.name, size, question, config.to_dict(), *history]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

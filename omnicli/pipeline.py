@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from omnicli.evidence import layers as middle
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.reader import Reader
 from omnicli.llm.watch import Watch
+from omnicli.media import subtitles
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.base import CAPTURES, OmniModel
 from omnicli.timing import StageClock, Times
@@ -31,12 +32,13 @@ OnText = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class Film:
-    """One file, decoded and encoded: what questions are asked about. ``times``: what that took."""
+    """One file, decoded and encoded (``times``: what that took), and the text to put before questions about it."""
 
     info: MediaInfo
     media: Encoded
     times: Times
     cached: bool = False
+    preface: str = ""
 
 
 def ask(
@@ -89,14 +91,15 @@ def look(
     """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept."""
     clock, capture = clock or StageClock(cuda=model.device.type == "cuda"), needs & CAPTURES
     entry = cache and cache.entry(source, settings, capture, model, clock)
-    if entry and (kept := entry.read()):
-        return Film(*kept, clock.report(), cached=True)
+    kept = entry.read() if entry else None
     with clock.stage("probe"):
-        info = source if isinstance(source, MediaInfo) else probe(source)
-    media = encode(info, settings, model, capture=capture, clock=clock, progress=progress)
-    if entry:
+        info = kept[0] if kept else source if isinstance(source, MediaInfo) else probe(source)
+        preface, notes = subtitles.preface(info, settings, lambda text: len(model.tokenizer.encode(text)))
+    media = kept[1] if kept else encode(info, settings, model, capture=capture, clock=clock, progress=progress)
+    if entry and not kept:
         entry.write(info, media)
-    return Film(info, media, clock.report())
+    media = replace(media, warnings=(*media.warnings, *notes))
+    return Film(info, media, clock.report(), cached=kept is not None, preface=preface)
 
 
 @torch.inference_mode()
@@ -114,7 +117,7 @@ def answer(
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
     clock = StageClock(cuda=model.device.type == "cuda")
     clip, options = media.clip, DecodeOptions(**vars(config.generate))
-    prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history)
+    prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history, preface=film.preface)
     with clock.stage("compress"):
         selection = compressor.compress(clip.tokens, model.query(prompt))
         kept = clip.tokens.select(selection)
@@ -143,5 +146,5 @@ def answer(
     return facts.answer(
         film, question, config, model, prompt_length=length, kept=kept, selection=selection, read=read,
         reused=reads.reused, text=text, times=film.times + clock.report(), first_token_s=film.times.wall_s + first_s,
-        watch=watch,
+        watch=watch, history=history,
     )  # fmt: skip

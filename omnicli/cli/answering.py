@@ -1,4 +1,4 @@
-"""What `ask` and `demo` share: cheap checks first, then the model, then the pipeline, with everything on its stream.
+"""What `ask`, `chat` and `demo` share: cheap checks first, then the model, then the pipeline, all on the right stream.
 
 Checks that need no torch (the file, the preset, the settings, the model's folder) come before the model is loaded.
 """
@@ -20,6 +20,7 @@ from omnicli.timing import StageClock
 if TYPE_CHECKING:
     from omnicli.cache import Cache
     from omnicli.config import Config
+    from omnicli.media.probe import MediaInfo
     from omnicli.models.base import OmniModel
     from omnicli.types import Answer
 
@@ -120,6 +121,21 @@ def honesty() -> str:
     return " ".join(str(text).split())
 
 
+def begin(path: Path, config: Config, clock: StageClock, cache: Cache | None) -> tuple[Path | MediaInfo, OmniModel]:
+    """Return the file, probed, and the model; a file that cannot be read is told of before the model is loaded.
+
+    A file that the cache knows was read before: it is returned as it is.
+    """
+    from omnicli.media.probe import probe
+
+    if config.media.subtitles not in ("auto", "off"):
+        check_media(config.media.subtitles)
+
+    with clock.stage("probe"):
+        source = path if cache is not None and cache.knows(path) else probe(path)
+    return source, load(config, clock)
+
+
 def answer(
     path: Path,
     questions: Sequence[str],
@@ -136,13 +152,8 @@ def answer(
     ``clock`` may already run, so that checking and importing count. ``on_text(index, piece)`` replaces the writing of
     answers to stdout; the caller then renders them. ``cache``: where encoded films are kept; None: nowhere.
     """
-    from omnicli.media.probe import probe
-
     clock = clock or StageClock()
-    with clock.stage("probe"):
-        # a file that cannot be read is told of before the model is loaded; what the cache knows was read before
-        source = path if cache is not None and cache.knows(path) else probe(path)
-    model = load(config, clock)
+    source, model = begin(path, config, clock, cache)
     with clock.stage("load"):
         from omnicli import pipeline
 

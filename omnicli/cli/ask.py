@@ -43,6 +43,7 @@ def ask(
     start: opt.StartOption = None,
     end: opt.EndOption = None,
     audio: opt.AudioOption = None,
+    subtitles: opt.SubtitlesOption = None,
     require_audio: Annotated[
         bool, typer.Option("--require-audio", help="Stop (exit 3) if there is no usable sound.")
     ] = False,
@@ -75,6 +76,7 @@ def ask(
         media__start=start,
         media__end=end,
         media__audio=audio.value if audio else None,
+        media__subtitles=subtitles,
         media__require_audio=True if require_audio else None,
         generate__max_new_tokens=max_new_tokens,
         generate__temperature=temperature,

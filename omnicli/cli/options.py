@@ -130,6 +130,13 @@ AudioOption = Annotated[
     AudioChoice | None,
     typer.Option("--audio", metavar="auto|on|off", help="Listen if there is sound, insist on it, or do not."),
 ]
+SubtitlesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--subtitles", metavar="auto|FILE|off",
+        help="Read subtitles before the question: those beside or in the film, or a file's.  [default: off]",
+    ),
+]  # fmt: skip
 MaxNewTokensOption = Annotated[
     int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")
 ]

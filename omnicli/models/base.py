@@ -337,8 +337,14 @@ class OmniModel(abc.ABC):
     # ---- text ----
 
     @abc.abstractmethod
-    def prompt(self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = ()) -> Prompt:
-        """Return the chat-template ids around the media. ``history``: earlier (question, answer) pairs in order."""
+    def prompt(
+        self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = (), preface: str = ""
+    ) -> Prompt:
+        """Return the chat-template ids around the media.
+
+        ``history``: earlier (question, answer) pairs in order; ``preface``: text between the media and what is asked
+        first.
+        """
 
     @abc.abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

@@ -135,8 +135,9 @@ def build_prompt(
     video: bool,
     audio: bool,
     history: Sequence[tuple[str, str]] = (),
+    preface: str = "",
 ) -> Prompt:
-    """Render one user turn with its media and split it at the placeholder.
+    """Render the turns, media and ``preface`` at the beginning of the first, and split them at the placeholder.
 
     With pictures and sound there is one placeholder, the video's, and the sound's marks stand inside the video's.
 
@@ -147,6 +148,7 @@ def build_prompt(
     """
     medium = "video" if video else "audio" if audio else None
     turns = [q for q, _ in history] + [question]
+    turns[0] = preface + turns[0]
     messages: list[dict[str, Any]] = []
     for i, turn in enumerate(turns):
         parts: list[dict[str, str]] = [{"type": "text", "text": turn}]

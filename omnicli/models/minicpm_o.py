@@ -203,10 +203,12 @@ class MiniCPMO(OmniModel):
 
     # ---- text ----
 
-    def prompt(self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = ()) -> Prompt:
+    def prompt(
+        self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = (), preface: str = ""
+    ) -> Prompt:
         """See `OmniModel.prompt`."""
         built = chat.build_prompt(
-            self.tokenizer, TEMPLATE, MARKERS, question, video=video, audio=audio, history=history
+            self.tokenizer, TEMPLATE, MARKERS, question, video=video, audio=audio, history=history, preface=preface
         )
         return Prompt(built.before.to(self.device), built.after.to(self.device), built.question, built.text)
 

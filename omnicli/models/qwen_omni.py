@@ -291,11 +291,14 @@ class QwenOmni(OmniModel):
 
     # ---- text ----
 
-    def prompt(self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = ()) -> Prompt:
+    def prompt(
+        self, question: str, *, video: bool, audio: bool, history: Sequence[tuple[str, str]] = (), preface: str = ""
+    ) -> Prompt:
         """See `OmniModel.prompt`."""
         built = chat.build_prompt(
-            self.tokenizer, self._template, self._markers, question, video=video, audio=audio, history=history
-        )
+            self.tokenizer, self._template, self._markers, question, video=video, audio=audio, history=history,
+            preface=preface,
+        )  # fmt: skip
         return Prompt(built.before.to(self.device), built.after.to(self.device), built.question, built.text)
 
     def embed(self, ids: Tensor) -> Tensor:

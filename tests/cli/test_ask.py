@@ -218,3 +218,17 @@ def test_a_process_of_its_own_writes_the_same_streams(omni_process, film, tiny_m
     assert "\x1b" not in result.out + result.err
     assert "wall time" in result.err
     assert "arning" not in result.err
+
+
+def test_subtitles_come_before_the_question(ask, film, tmp_path):
+    file = tmp_path / "said.srt"
+    file.write_text("1\n00:00:01,000 --> 00:00:02,000\nout of the blue\n")
+    plain, said = (json.loads(ask(QUESTION, "--json", *argv).out) for argv in ([], ["--subtitles", file]))
+    assert said["tokens"]["text"] - plain["tokens"]["text"] > len("out of the blue") / 2
+    assert (said["cached"], said["warnings"]) == (True, plain["warnings"])
+    assert said["config"]["media"]["subtitles"] == str(file)
+    none = json.loads(ask(QUESTION, "--json", "--subtitles", "auto").out)
+    assert none["warnings"] == [f"{film.name}: subtitles: none in the film, none beside it"]
+    assert none["tokens"]["text"] == plain["tokens"]["text"]
+    wrong = ask(QUESTION, "--subtitles", tmp_path / "sayd.srt")
+    assert wrong.code == 3 and "did you mean said.srt" in wrong.error_line()

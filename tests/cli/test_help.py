@@ -13,7 +13,7 @@ import typer
 from omnicli import __version__
 from omnicli.cli.main import app
 
-COMMANDS = ("ask", "batch", "probe", "presets", "methods", "models", "demo", "train", "cache", "doctor")
+COMMANDS = ("ask", "chat", "batch", "probe", "presets", "methods", "models", "demo", "train", "cache", "doctor")
 HEAVY = ("torch", "transformers", "av", "numpy", "rich", "yaml", "PIL")
 
 
@@ -88,6 +88,8 @@ def test_version(omni):
         (["ask", "film.mp4", "why?", "--start", "1:99"], ["1:99"]),
         (["ask", "film.mp4", "why?", "--start", "10", "--end", "5"], ["--end"]),
         (["ask", "film.mp4", "why?", "--audio", "loud"], ["loud"]),
+        (["chat"], ["MEDIA"]),
+        (["chat", "film.mp4", "--start", "10", "--end", "5"], ["--end"]),
         (["demo", "--minutes", "0"], ["minutes"]),
         (["models", "info"], ["NAME"]),
         (["train", "pocket", "--stage", "picture"], ["pictures"]),

@@ -386,6 +386,7 @@ def test_the_prompt_is_the_published_format(omni):
     assert read(False, False) == ("", "<|im_start|>user\n" + end)
     _, after = read(True, False, history=[("one", "1")])
     assert after == "</image>\none<|im_end|>\n<|im_start|>assistant\n1<|im_end|>\n<|im_start|>user\n" + end
+    assert read(True, False, preface="Who? said: ")[1] == "</image>\nWho? said: " + end
 
 
 @torch.no_grad()

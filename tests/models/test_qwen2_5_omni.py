@@ -270,6 +270,17 @@ def test_history_comes_before_the_question(omni):
     assert torch.equal(prompt.before, omni.prompt("x", video=True, audio=False).before)
 
 
+def test_a_preface_stands_before_the_first_question_and_is_no_part_of_it(omni):
+    plain = omni.prompt("two", video=True, audio=True)
+    prompt = omni.prompt("two", video=True, audio=True, preface="two, they said\n")
+    assert omni.tokenizer.decode(prompt.after[prompt.question]) == "two" == prompt.text
+    assert torch.equal(prompt.before, plain.before)
+    behind = prompt.after.numel() - prompt.question.start
+    assert torch.equal(prompt.after[-behind:], plain.after[-behind:])
+    later = omni.prompt("two", video=True, audio=True, preface="said\n", history=[("one", "1")])
+    assert "said\none<|im_end|>" in omni.tokenizer.hf.decode(later.after)
+
+
 def test_a_selection_keeps_positions_and_the_text_behind_it(omni):
     clip = tiny.encode(omni, tiny.frames(8), np.arange(8) / 2, tiny.sound(4.0))
     prompt = omni.prompt("q", video=True, audio=True)

@@ -316,8 +316,10 @@ OTHER = {
 }  # fmt: skip
 
 
-def test_every_media_setting_is_in_the_key(film, model):
-    assert set(OTHER) == {f.name for f in dataclasses.fields(MediaConfig)}
+def test_every_media_setting_but_the_subtitles_is_in_the_key(film, model):
+    text = {"subtitles": "auto", "subtitle_tokens": 7}
+    assert {*OTHER, *text} == {f.name for f in dataclasses.fields(MediaConfig)}
+    assert key(film, model, settings=MediaConfig(**text)) == key(film, model)
     keys = [key(film, model)] + [key(film, model, settings=MediaConfig(**{k: v})) for k, v in OTHER.items()]
     assert len(set(keys)) == len(keys)
 
@@ -720,3 +722,19 @@ def test_two_writers_at_once_are_both_right(tmp_path, unsynced):
     assert 0 < cache.size() <= cache.limit
     for item in cache.items():
         assert list(differences(clip(SHORT, seed=int(item.path.name[0], 16)), tokenfile.read(item.path, CPU))) == []
+
+
+def test_subtitles_do_not_matter(film, tmp_path, model):
+    cache = Cache(tmp_path / "cache")
+    plain, auto = (load_config("full", [f"media.subtitles={s}"]).media for s in ("off", "auto"))
+    path = tmp_path / "copy.mp4"
+    path.write_bytes(film.read_bytes())
+    first = pipeline.look(path, plain, frozenset(), model, cache=cache)
+    path.with_suffix(".srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nout of the blue\n")
+    second = pipeline.look(path, auto, frozenset(), model, cache=cache)
+    assert not first.cached and second.cached
+    assert (first.preface, second.preface) == ("", "Subtitles:\n[00:00] out of the blue\n")
+    path.with_suffix(".srt").unlink()
+    third = pipeline.look(path, auto, frozenset(), model, cache=cache)
+    assert third.cached and third.preface == ""
+    assert third.media.warnings == (*first.media.warnings, "copy.mp4: subtitles: none in the film, none beside it")
