@@ -129,7 +129,7 @@ def evidence_lines(answers: Sequence[Answer]) -> str:
             span = f"{clock_time(found['start_s'])} - {clock_time(found['end_s'])}"
             out.append(f"{which}{span}  {what}  {100 * found['score']:.0f} % of the attention\n")
         if not one.evidence:
-            out.append(f"{which}no evidence: all media tokens were dropped inside the LLM\n")
+            out.append(f"{which}no stretch of the film stands out\n")
     return "".join(out)
 
 

@@ -89,8 +89,8 @@ class Session:
         while True:
             try:
                 answer = pipeline.answer(
-                    film, question, self.config, self.model, reader=self._reader, history=history, on_text=on_text,
-                    progress=progress,
+                    film, question, self.config, self.model, reader=self._reader, history=history, evidence=True,
+                    on_text=on_text, progress=progress,
                 )  # fmt: skip
                 break
             except MemoryLimitError:

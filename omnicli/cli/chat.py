@@ -39,6 +39,7 @@ COMMANDS = {
     "help": ("", "these lines"),
     "preset": ("[NAME [KEY=VALUE ...]]", "answer with another preset; how the film is sampled stays as it is"),
     "stages": ("", "where the time and the tokens of the last answer went"),
+    "evidence": ("", "which seconds of the film the last answer rests on"),
     "history": ("", "the turns that the next question comes after"),
     "clear": ("", "forget them"),
     "save": ("FILE", "write all answers so far as lines of JSON, each with its history"),
@@ -271,6 +272,10 @@ class Conversation:
     def _stages(self, words: list[str]) -> str:
         self._need_an_answer("stages")
         return self._table
+
+    def _evidence(self, words: list[str]) -> str:
+        self._need_an_answer("evidence")
+        return render.evidence_lines([self.session.told[-1].answer]).rstrip()
 
     def _history(self, words: list[str]) -> str:
         turns = self.session.history

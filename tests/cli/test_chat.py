@@ -127,6 +127,7 @@ def test_a_line_that_fails_stops_nothing(chat, omni, options, film, tmp_path):
         "/": "no such command",
         "/clear all": "nothing may follow",
         "/stages": "nothing was answered yet",
+        "/evidence": "nothing was answered yet",
         "/save a b": "one file",
         "/save 'a": "no closing quotation",
         f"/save {there}": "nothing was answered yet",
