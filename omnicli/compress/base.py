@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.errors import ConfigError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODALITIES = ((Modality.VIDEO, "video"), (Modality.AUDIO, "audio"))
 """Modalities with the names that reports and settings use, in their fixed order."""

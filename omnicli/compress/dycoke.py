@@ -11,17 +11,19 @@ Left out: its second stage, which drops keys and values while the answer is gene
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.compress.base import Compressor, everything
 from omnicli.compress.budget import share_of, spread
 from omnicli.compress.groups import Groups, best_in_groups, counterparts, frames
 from omnicli.compress.ops import distances
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEAST = 0.25
 """One frame of four stays whole."""

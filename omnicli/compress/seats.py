@@ -8,10 +8,7 @@ Stage III removes all media before the last layers. The retention is the average
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omnicli.compress import schedule
 from omnicli.compress.base import MODALITIES, everything
@@ -21,7 +18,11 @@ from omnicli.compress.max_min import pick_in_groups
 from omnicli.compress.ops import zscore
 from omnicli.compress.published import Published
 from omnicli.errors import ConfigError, ModelError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AUTO, OFF = "auto", "off"
 
