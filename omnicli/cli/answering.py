@@ -72,12 +72,20 @@ def prepare(
     ModelError
         No such model.
     """
+    config = resolve(preset, settings, model, device, dtype)
+    check_model(config.model or "")
+    return config
+
+
+def resolve(
+    preset: str | None, settings: Sequence[str], model: str | None, device: str | None, dtype: str | None
+) -> Config:
+    """Do the same for a model that need not be on this machine."""
     from omnicli.config import load_config
 
     mine = defaults.load_defaults()
     config = load_config(preset or mine.preset or defaults.FALLBACK_PRESET, [*mine.set, *settings])
     name = model or config.model or mine.model or defaults.FALLBACK_MODEL
-    check_model(name)
     return dataclasses.replace(
         config,
         model=name,
@@ -129,18 +137,29 @@ def answer(
     clock: StageClock | None = None,
     on_text: Any = None,
     cache: Cache | None = None,
+    fit: bool = False,
 ) -> list[Answer]:
     """Load the model, ask, and render: answers (or JSON lines) on stdout, notes and the stage table on stderr.
 
     ``clock`` may already run, so that checking and importing count. ``on_text(index, piece)`` replaces the writing of
-    answers to stdout; the caller then renders them. ``cache``: where encoded films are kept; None: nowhere.
+    answers to stdout; the caller then renders them. ``cache``: where encoded films are kept; None: nowhere. ``fit``:
+    change the settings where they do not fit; a film that the cache knows has been encoded here and is not planned.
+
+    Raises
+    ------
+    MemoryLimitError
+        It would not fit; told before the model is loaded.
     """
-    from omnicli.media.probe import probe
+    from omnicli.media.probe import MediaInfo, probe
+    from omnicli.plan import fitted
 
     clock = clock or StageClock()
     with clock.stage("probe"):
         # a file that cannot be read is told of before the model is loaded; what the cache knows was read before
         source = path if cache is not None and cache.knows(path) else probe(path)
+        note = None
+        if isinstance(source, MediaInfo):
+            config, note = fitted(source, config, fit)
     model = load(config, clock)
     with clock.stage("load"):
         from omnicli import pipeline
@@ -156,6 +175,8 @@ def answer(
             stream.close()
             raise
         progress.pause()
+    if note is not None:
+        answers = [dataclasses.replace(one, warnings=[note, *one.warnings]) for one in answers]
     if json_out and on_text is None:
         for one in answers:
             render.print_json(one.to_dict())

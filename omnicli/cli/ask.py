@@ -49,6 +49,9 @@ def ask(
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Where it does not fit in memory, ask with the smallest change that does.")
+    ] = False,
     no_cache: opt.NoCacheFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
@@ -79,7 +82,7 @@ def ask(
     with clock.stage("load"):
         config = answering.prepare(preset, settings, model, device, dtype)
         cache = None if no_cache else defaults.open_cache()
-    answering.answer(path, questions, config, json_out=json_out, clock=clock, cache=cache)
+    answering.answer(path, questions, config, json_out=json_out, clock=clock, cache=cache, fit=fit)
 
 
 def read_questions(question: str | None, more: list[str] | None) -> list[str]:

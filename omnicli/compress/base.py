@@ -105,6 +105,13 @@ class Compressor:
         """Return the shares of picture and sound tokens that the settings ask for; None: they ask for none."""
         return None
 
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return how many of so many picture and sound tokens the settings let into the LLM."""
+        shares = self.nominal(n_video, n_audio)
+        if shares is None or type(self).compress is Compressor.compress:
+            return n_video, n_audio
+        return round(shares[0] * n_video), round(shares[1] * n_audio)
+
     def late_removal(self, depth: int) -> int | None:
         """Return the layer (0-based, of ``depth``) after which all media tokens go; None: never."""
         return None

@@ -75,6 +75,10 @@ class Chain(Compressor):
         """Return the first's shares."""
         return self.first.nominal(n_video, n_audio)
 
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return what the first lets in."""
+        return self.first.entering(n_video, n_audio)
+
     def params(self) -> dict[str, Any]:
         """Return the settings by method."""
         return {part.name: part.params() for part in (self.first, self.second)}

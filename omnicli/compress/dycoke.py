@@ -79,6 +79,10 @@ class DyCoke(Compressor):
             )
         return found
 
+    def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
+        """Return the share of the pictures; sound stays."""
+        return self.retention_video, 1.0
+
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Thin the pictures; the question plays no part.
 

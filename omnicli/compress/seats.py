@@ -142,6 +142,16 @@ class Seats(Published):
             return self.plan_of(n_video, n_audio).total >= n_video + n_audio
         return min(self.ratios_of(n_video, n_audio)) >= 1
 
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return what stage I keeps: ``encoder`` times the average over the layers, as far as there is."""
+        if self._idle(n_video, n_audio):
+            return n_video, n_audio
+        shares = self.nominal(n_video, n_audio) or (1.0, 1.0)
+        video, audio = (
+            entering(round(s * n), n, self.encoder) for s, n in zip(shares, (n_video, n_audio), strict=True)
+        )
+        return video, audio
+
     # ---- inside the LLM: stages II and III ----
 
     def layers(self, depth: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from omnicli import machine
 from omnicli.cli import doctor as room
 from omnicli.cli.answering import HONESTY, POCKET_FOLDER, honesty
 
@@ -148,5 +149,5 @@ def test_memory_of_a_container_counts(monkeypatch, limit, used, left):
         "memory.max": limit,
         "memory.current": used,
     }
-    monkeypatch.setattr(room.Path, "read_text", lambda self, **_: texts[self.name])
-    assert room.host_memory() == (left, int(limit))
+    monkeypatch.setattr(machine.Path, "read_text", lambda self, **_: texts[self.name])
+    assert machine.host_memory() == (left, int(limit))
