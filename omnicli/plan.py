@@ -33,10 +33,10 @@ BATCHES_AHEAD = 5
 """Batches of frames in memory at once: waiting, in the making, being encoded, and one being put together."""
 DECODER_FRAMES = 24
 """Source frames that a decoder and the scaler hold, at 1.5 bytes a pixel: 27 to 33 MB in `benchmarks/decode.py`."""
-SELECT_BYTES = 64 << 20
-"""Working memory of a method: passes over the tokens are chunked (`compress.ops.CHUNK_BYTES`)."""
-SALIENCY_BYTES = 3 * (32 << 20)
-"""Attention maps at once where saliency is captured, in float32 with their softmax (`models.attention`)."""
+SELECT_BYTES, SELECT_TOKEN_BYTES = 16 << 20, 64
+"""Working memory of a method: a few chunks of a pass over the tokens (`compress.ops.CHUNK_BYTES`), and per token."""
+MAP_ELEMENTS = 1 << 23
+"""Attention weights at once where saliency is captured (`omnicli.models.attention`)."""
 ROOM_BYTES = 64 << 20
 """What a run on a CPU takes besides its tensors: modules imported on the way, stacks and arenas of threads."""
 LIBRARIES_BYTES = 750 << 20
@@ -158,7 +158,7 @@ def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) ->
         layer_tokens = min(layer_tokens, round(shares[0] * n_video + shares[1] * n_audio))
     parts = _parts(facts, config, media, counts=(n, sum(kept), layer_tokens), item=item, values=values)
     pruned = bool(method.layers(facts.llm.depth)) or method.late_removal(facts.llm.depth) is not None
-    work = _peak(parts, SELECT_BYTES if sum(kept) < n else 0, whole=pruned)
+    work = _peak(parts, SELECT_BYTES + n * SELECT_TOKEN_BYTES if sum(kept) < n else 0, whole=pruned)
     length = sum(kept) + TEXT_TOKENS
     problems = []
     if length + config.generate.max_new_tokens > facts.max_position:
@@ -231,19 +231,21 @@ def _parts(
     token += item * max(facts.vision.key_width, facts.audio.key_width) * ("keys" in needs)
     pixels = min(facts.video_batch, media.frames) * media.height * media.width
     patches = pixels // facts.patch**2 // facts.frame_group
-    rows = 3 * pixels * (1 + 4 + item)  # uint8, normalised float32 and cast patch rows
+    rows = 3 * pixels * (1 + 4 + (item if item < 4 else 0))  # uint8 and normalised float32, cast where that is not it
     seen = rows + patches * facts.vision.position_values * item if media.frames else 0
     heard_s = min(facts.sound_batch_s, media.sound_s)
     stem = heard_s * 100 * (facts.mel_bands * 4 + facts.stem_values * item)
     positions = heard_s * facts.positions_per_s_of_sound
     heard = int(max(stem, positions * facts.audio.position_values * item))
+    per_group = media.height * media.width // facts.patch**2
+    maps = 3 * 4 * min(MAP_ELEMENTS, max(patches * per_group, int(positions**2)))  # scores, softmax, and a copy
     length, chunk = kept + TEXT_TOKENS, min(CHUNK, kept + TEXT_TOKENS)
     mlp = 4 * d.intermediate_size + 2 * facts.experts * d.hidden_size
     chunked = chunk * (6 * d.hidden_size + max(mlp, 3 * d.query_width + 4 * d.kv_width)) * item
     spread = 2 * length * d.query_width * item if d.heads > d.kv_heads else 0  # keys and values repeated for all heads
     return {
         "weights": values * item,
-        "encoders": max(seen, heard) + (SALIENCY_BYTES if saliency else 0),
+        "encoders": max(seen, heard) + (maps if saliency else 0),
         "tokens": n * token,
         "kept": kept * token + length * d.hidden_size * item,
         "kv": 2 * d.depth * (per_layer + TEXT_TOKENS + config.generate.max_new_tokens) * d.kv_width * item,

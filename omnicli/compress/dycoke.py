@@ -79,9 +79,9 @@ class DyCoke(Compressor):
             )
         return found
 
-    def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
-        """Return the share of the pictures; sound stays."""
-        return self.retention_video, 1.0
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return the share of the pictures, and all sound; in a short film frames that stay whole may take more."""
+        return share_of(self.retention_video, n_video), n_audio
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Thin the pictures; the question plays no part.
