@@ -76,7 +76,8 @@ class Plan:
         Largest rotary position of the media; ``trained`` is the model's range.
     parts : dict of str to int
         Bytes: ``weights``, ``encoders`` (working memory), ``tokens`` (encoded, captures included), ``kept`` (copies for
-        the LLM), ``kv``, ``prefill`` (working memory), ``frames`` (decoded frames waiting, and the decoder).
+        the LLM), ``kv``, ``prefill`` (working memory), ``hidden`` (of all positions, where a method prunes inside the
+        LLM), ``frames`` (decoded frames waiting, and the decoder).
     host, device : int or None
         Peaks in bytes, libraries included; ``device`` is None on a CPU.
     above_libraries : int
