@@ -144,8 +144,10 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
 
 def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) -> Plan:
     """Return the plan for a model of which these are the facts, with so many weights."""
+    from omnicli.models.loading import dtype_name
+
     card = _device(config.device)
-    dtype = _dtype(config.dtype, card is not None)
+    dtype = dtype_name(config.dtype, card is not None)
     item = 4 if dtype == "float32" else 2
     media = read(info, config.media, facts)
     n_video = -(-media.frames // facts.frame_group) * facts.group_tokens(media.height, media.width)
@@ -283,14 +285,6 @@ def _device(wanted: str) -> machine.Device | None:
     if index >= len(cards):
         raise ModelError(f"device {wanted} is not available; {len(cards)} CUDA devices found, use cpu")
     return cards[index]
-
-
-def _dtype(wanted: str, on_device: bool) -> str:
-    from omnicli.models.loading import DTYPES
-
-    if wanted == "auto":
-        return "bfloat16" if on_device else "float32"
-    return DTYPES[wanted]
 
 
 def smaller(config: Config) -> tuple[Config, str]:

@@ -147,11 +147,16 @@ def resolve_device(device: str) -> torch.device:
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the dtype meant by ``auto`` or a name in `DTYPES`."""
+    return getattr(torch, dtype_name(dtype, device.type == "cuda"))
+
+
+def dtype_name(dtype: str, cuda: bool) -> str:
+    """Return the name of the dtype meant by ``auto`` (on CUDA or not) or a name in `DTYPES`; or `ModelError`."""
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return "bfloat16" if cuda else "float32"
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}{near_names(dtype, ['auto', *DTYPES])}")
-    return getattr(torch, DTYPES[dtype])
+    return DTYPES[dtype]
 
 
 def find_folder(name: str) -> tuple[Path, str]:
