@@ -23,11 +23,17 @@ def host_memory() -> tuple[int | None, int | None]:
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
+        used = int((group / "memory.current").read_text()) - _cached_files(group / "memory.stat")
     except (OSError, ValueError):  # no container, another kind of one, or "max"
         return free, total
     left = max(0, limit - used)
     return (left if free is None else min(free, left)), (limit if total is None else min(total, limit))
+
+
+def _cached_files(file: Path) -> int:
+    """Return the bytes that a container holds of files only to have them at hand; they are given up when needed."""
+    fields = dict(line.split() for line in file.read_text().splitlines())
+    return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
 
 
 @dataclass(frozen=True)
