@@ -52,4 +52,5 @@ def source(files: Iterable[Path]) -> str:
 def encoders() -> list[Path]:
     """Return the package's own source files that turn a film into tokens."""
     root = Path(__file__).parent
-    return [root / "encode.py", root / "types.py", *sorted(root.glob("media/*.py")), *sorted(root.glob("models/*.py"))]
+    rooms = [*sorted(root.glob("media/*.py")), *sorted(root.glob("models/**/*.py"))]
+    return [root / "encode.py", root / "types.py", *rooms]

@@ -225,3 +225,9 @@ def test_peak_memory_of_three_minutes_with_pocket(tmp_path, preset):
     done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [done["tokens"][m]["kept"] for m in ("video", "audio")] == list(plan.kept)
     assert plan.above_libraries == pytest.approx(done["peak"], rel=0.15)
+
+
+def test_the_cache_knows_tokens_by_the_facts_too():
+    from omnicli import fingerprint
+
+    assert {"base.py", "qwen_omni.py"} <= {f.name for f in fingerprint.encoders() if f.parent.name == "facts"}
