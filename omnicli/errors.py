@@ -40,6 +40,10 @@ class ModelError(OmniError):
     exit_code = 5
 
 
+class UnknownFamilyError(ModelError):
+    """Nothing is known of the model without loading it, so that nothing can be planned."""
+
+
 class ConfigError(OmniError):
     """A preset or setting is wrong (exit 6). ``problems`` lists every problem found, not only the first."""
 

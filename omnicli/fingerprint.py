@@ -52,5 +52,6 @@ def source(files: Iterable[Path]) -> str:
 def encoders() -> list[Path]:
     """Return the package's own source files that turn a film into tokens."""
     root = Path(__file__).parent
-    media = [path for path in sorted(root.glob("media/*.py")) if path.name != "subtitles.py"]  # text is never encoded
-    return [root / "encode.py", root / "types.py", *media, *sorted(root.glob("models/*.py"))]
+    kept_out = ("subtitles.py", "write.py", "cut.py")  # they make no tokens
+    media = [path for path in sorted(root.glob("media/*.py")) if path.name not in kept_out]
+    return [root / "encode.py", root / "types.py", *media, *sorted(root.glob("models/**/*.py"))]

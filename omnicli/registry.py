@@ -19,6 +19,7 @@ from omnicli.errors import ConfigError, near_names
 if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
     from omnicli.models.base import OmniModel
+    from omnicli.models.facts.base import Facts
 
 METHOD_GROUP = "omnicli.methods"
 MODEL_GROUP = "omnicli.models"
@@ -87,15 +88,21 @@ def models() -> Plugins[OmniModel]:
     return Plugins("model family", _sources("models", MODEL_HELPERS, _model_class, MODEL_GROUP))
 
 
+def facts() -> Plugins[Facts]:
+    """Return what is known of the built-in families without their code, by the families' names."""
+    return Plugins("model family", _sources("models/facts", frozenset({"__init__", "base", "qwen_omni"}), _facts_class))
+
+
 def _sources(
-    room: str, helpers: frozenset[str], find: Callable[[ModuleType], Any], group: str
+    room: str, helpers: frozenset[str], find: Callable[[ModuleType], Any], group: str | None = None
 ) -> dict[str, Callable[[], Any]]:
     sources: dict[str, Callable[[], Any]] = {}
-    for point in _entry_points(group):
+    for point in _entry_points(group) if group else ():
         sources[point.name] = partial(_load, point)
+    package = f"omnicli.{room.replace('/', '.')}"
     for file in (Path(__file__).parent / room).glob("*.py"):
         if file.stem not in helpers and not file.stem.startswith("_"):
-            sources[file.stem.replace("_", "-")] = partial(_built_in, f"omnicli.{room}.{file.stem}", find)
+            sources[file.stem.replace("_", "-")] = partial(_built_in, f"{package}.{file.stem}", find)
     return sources
 
 
@@ -141,4 +148,8 @@ def _model_class(module: ModuleType) -> type[OmniModel]:
         raise ConfigError(f"{module.__name__}: defines no MODEL") from None
 
 
-__all__ = ["METHOD_GROUP", "MODEL_GROUP", "Plugins", "methods", "models"]
+def _facts_class(module: ModuleType) -> type[Facts]:
+    return module.FACTS
+
+
+__all__ = ["METHOD_GROUP", "MODEL_GROUP", "Plugins", "facts", "methods", "models"]

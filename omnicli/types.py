@@ -10,10 +10,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from omnicli.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Modality(IntEnum):

@@ -199,7 +199,7 @@ def stock_inputs(
 
 def patchify_reference(pictures: torch.Tensor) -> torch.Tensor:
     """Patch rows written as slow loops from the description of the order."""
-    from omnicli.models.preprocessing import CLIP_MEAN, CLIP_STD
+    from omnicli.models.facts.base import CLIP_MEAN, CLIP_STD
 
     if len(pictures) % 2:
         pictures = torch.cat([pictures, pictures[-1:]])

@@ -5,7 +5,6 @@ Whatever goes wrong with a file or a question becomes a failed row. Knows no jou
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import threading
@@ -24,11 +23,11 @@ from omnicli.batch import rows
 from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.limit import time_limit
 from omnicli.bench import memory
-from omnicli.config import load_config
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError
 from omnicli.llm.reader import Reader
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.loading import load_model
+from omnicli.plan import smaller
 from omnicli.timing import StageClock
 
 if TYPE_CHECKING:
@@ -171,21 +170,6 @@ class Worker:
                 f"the device does not work any more ({' '.join(str(error).split())[:160]}); run the same command again"
             )
             raise DeviceLostError(text) from error
-
-
-def smaller(config: Config) -> tuple[Config, str]:
-    """Return what ``--fit`` asks with, and what to call it.
-
-    Half of ``tokens`` or ``retention`` where the method has one of them set; else (``full``, and methods with shares by
-    layer) the method of the preset ``avoc``, which reads 10,240 tokens of a film however long it is.
-    """
-    for name in ("tokens", "retention"):
-        value = getattr(config.compressor, name, None)
-        if value:
-            half = max(1, value // 2) if isinstance(value, int) else value / 2
-            small = dataclasses.replace(config.compressor, **{name: half})
-            return dataclasses.replace(config, compressor=small), f"{config.method}.{name}={half:g}"
-    return dataclasses.replace(config, preset="avoc", compressor=load_config("avoc").compressor), "preset avoc"
 
 
 def _told(media: str, error: Exception) -> tuple[int, str]:

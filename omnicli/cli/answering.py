@@ -73,12 +73,20 @@ def prepare(
     ModelError
         No such model.
     """
+    config = resolve(preset, settings, model, device, dtype)
+    check_model(config.model or "")
+    return config
+
+
+def resolve(
+    preset: str | None, settings: Sequence[str], model: str | None, device: str | None, dtype: str | None
+) -> Config:
+    """Do the same for a model that need not be on this machine."""
     from omnicli.config import load_config
 
     mine = defaults.load_defaults()
     config = load_config(preset or mine.preset or defaults.FALLBACK_PRESET, [*mine.set, *settings])
     name = model or config.model or mine.model or defaults.FALLBACK_MODEL
-    check_model(name)
     return dataclasses.replace(
         config,
         model=name,
@@ -121,19 +129,29 @@ def honesty() -> str:
     return " ".join(str(text).split())
 
 
-def begin(path: Path, config: Config, clock: StageClock, cache: Cache | None) -> tuple[Path | MediaInfo, OmniModel]:
-    """Return the file, probed, and the model; a file that cannot be read is told of before the model is loaded.
+def begin(
+    path: Path, config: Config, clock: StageClock, cache: Cache | None, fit: bool = False
+) -> tuple[Path | MediaInfo, Config, OmniModel, str | None]:
+    """Return the file, probed, the settings to go on with, the model, and a note if ``fit`` changed the settings.
 
-    A file that the cache knows was read before: it is returned as it is.
+    A file that cannot be read and what would not fit are told of before the model is loaded. A file that the cache
+    knows was read, and did fit, before: it is returned as it is.
+
+    Raises
+    ------
+    MediaError, MemoryLimitError, ModelError
     """
-    from omnicli.media.probe import probe
+    from omnicli.media.probe import MediaInfo, probe
+    from omnicli.plan import fitted
 
     if config.media.subtitles not in ("auto", "off"):
         check_media(config.media.subtitles)
-
+    note = None
     with clock.stage("probe"):
         source = path if cache is not None and cache.knows(path) else probe(path)
-    return source, load(config, clock)
+        if isinstance(source, MediaInfo):
+            config, note = fitted(source, config, fit)
+    return source, config, load(config, clock), note
 
 
 def answer(
@@ -146,14 +164,21 @@ def answer(
     on_text: Any = None,
     cache: Cache | None = None,
     evidence: bool = False,
+    fit: bool = False,
 ) -> list[Answer]:
     """Load the model, ask, and render: answers (or JSON lines) on stdout, notes and the stage table on stderr.
 
     ``clock`` may already run, so that checking and importing count. ``on_text(index, piece)`` replaces the writing of
-    answers to stdout; the caller then renders them. ``cache``: where encoded films are kept; None: nowhere.
+    answers to stdout; the caller then renders them. ``cache``: where encoded films are kept; None: nowhere. ``fit``:
+    change the settings where they do not fit; a film that the cache knows has been encoded here and is not planned.
+
+    Raises
+    ------
+    MemoryLimitError
+        It would not fit; told before the model is loaded.
     """
     clock = clock or StageClock()
-    source, model = begin(path, config, clock, cache)
+    source, config, model, note = begin(path, config, clock, cache, fit)
     with clock.stage("load"):
         from omnicli import pipeline
 
@@ -169,6 +194,8 @@ def answer(
             stream.close()
             raise
         progress.pause()
+    if note is not None:
+        answers = [dataclasses.replace(one, warnings=[note, *one.warnings]) for one in answers]
     if json_out and on_text is None:
         for one in answers:
             render.print_json(one.to_dict())

@@ -57,6 +57,9 @@ def ask(
         Path | None,
         typer.Option("--clip-dir", metavar="DIR", help="Write that evidence there, as clips and frames."),
     ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Where it does not fit in memory, ask with the smallest change that does.")
+    ] = False,
     no_cache: opt.NoCacheFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
@@ -91,7 +94,14 @@ def ask(
         config = answering.prepare(preset, settings, model, device, dtype)
         cache = None if no_cache else defaults.open_cache()
     answers = answering.answer(
-        path, questions, config, json_out=json_out, clock=clock, cache=cache, evidence=evidence or clip_dir is not None
+        path,
+        questions,
+        config,
+        json_out=json_out,
+        clock=clock,
+        cache=cache,
+        fit=fit,
+        evidence=evidence or clip_dir is not None,
     )
     if clip_dir is not None:
         answering.write_evidence(path, answers, clip_dir)

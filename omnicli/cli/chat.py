@@ -106,7 +106,7 @@ def chat(
         config = answering.prepare(preset, settings, model, device, dtype)
         cache = None if no_cache else defaults.open_cache()
         writing = [text for text in (*defaults.load_defaults().set, *settings) if text.startswith("generate.")]
-    source, loaded = answering.begin(path, config, clock, cache)
+    source, config, loaded, _ = answering.begin(path, config, clock, cache)
     with clock.stage("load"):
         from omnicli.session import Session
     with render.ProgressDisplay() as progress:

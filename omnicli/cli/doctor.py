@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from omnicli import __version__, render
+from omnicli import __version__, machine, render
 from omnicli.cli import defaults
 from omnicli.cli import options as opt
 from omnicli.cli.answering import POCKET_FOLDER
@@ -119,32 +119,12 @@ def _check_processor() -> Check:
 
 
 def _check_memory() -> Check:
-    free, total = host_memory()
+    free, total = machine.host_memory()
     if free is None:
         return _result("memory", "unknown on this system")
     found = f"{free / 2**30:.1f} GiB free" + (f" of {total / 2**30:.1f} GiB" if total else "")
     remedy = "little memory is free: close other programs, or use --max-frames" if free < LOW_MEMORY else ""
     return _result("memory", found, remedy)
-
-
-def host_memory() -> tuple[int | None, int | None]:
-    """Return (free, total) bytes of host memory, the limit of a container included; None where it cannot be told."""
-    fields = {}
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            key, _, rest = line.partition(":")
-            fields[key] = int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        return None, None
-    free, total = fields.get("MemAvailable"), fields.get("MemTotal")
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no container, another kind of one, or "max"
-        return free, total
-    left = max(0, limit - used)
-    return (left if free is None else min(free, left)), (limit if total is None else min(total, limit))
 
 
 def _check_gpu() -> Check:

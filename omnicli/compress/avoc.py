@@ -15,10 +15,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.compress.base import MODALITIES, everything
@@ -27,7 +25,11 @@ from omnicli.compress.ops import finite, row_chunks, sums_by, zscore
 from omnicli.compress.tammr import ta_mmr
 from omnicli.compress.weights import beside, load_weights
 from omnicli.errors import ConfigError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCORER_FILE = "avoc_scorer.safetensors"
 """A scorer of this name in a model's folder is used by ``scorer: auto``."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.errors import ConfigError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODALITIES = ((Modality.VIDEO, "video"), (Modality.AUDIO, "audio"))
 """Modalities with the names that reports and settings use, in their fixed order."""
@@ -102,6 +104,13 @@ class Compressor:
     def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
         """Return the shares of picture and sound tokens that the settings ask for; None: they ask for none."""
         return None
+
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return how many of so many picture and sound tokens the settings let into the LLM."""
+        shares = self.nominal(n_video, n_audio)
+        if shares is None or type(self).compress is Compressor.compress:
+            return n_video, n_audio
+        return round(shares[0] * n_video), round(shares[1] * n_audio)
 
     def late_removal(self, depth: int) -> int | None:
         """Return the layer (0-based, of ``depth``) after which all media tokens go; None: never."""

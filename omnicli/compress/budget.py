@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.compress.base import Compressor, counts
 from omnicli.errors import ConfigError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_TOKENS = 10240
 """K where neither tokens nor retention are set."""

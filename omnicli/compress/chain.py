@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.compress.base import Compressor
 from omnicli.types import MediaTokens, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class Chain(Compressor):
     def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
         """Return the first's shares."""
         return self.first.nominal(n_video, n_audio)
+
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return what the first lets in."""
+        return self.first.entering(n_video, n_audio)
 
     def params(self) -> dict[str, Any]:
         """Return the settings by method."""

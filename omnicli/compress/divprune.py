@@ -9,17 +9,18 @@ The greedy rule itself is in `omnicli.compress.max_min`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import spread
 from omnicli.compress.groups import Groups, frames, stretches, windows
 from omnicli.compress.max_min import pick_in_groups
 from omnicli.compress.published import Baseline, thinned
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

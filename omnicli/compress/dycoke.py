@@ -11,17 +11,19 @@ Left out: its second stage, which drops keys and values while the answer is gene
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.compress.base import Compressor, everything
 from omnicli.compress.budget import share_of, spread
 from omnicli.compress.groups import Groups, best_in_groups, counterparts, frames
 from omnicli.compress.ops import distances
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEAST = 0.25
 """One frame of four stays whole."""
@@ -76,6 +78,10 @@ class DyCoke(Compressor):
                 "four frames stays whole"
             )
         return found
+
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return the share of the pictures, and all sound; in a short film frames that stay whole may take more."""
+        return share_of(self.retention_video, n_video), n_audio
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Thin the pictures; the question plays no part.

@@ -6,17 +6,18 @@ All tokens enter the LLM and its first layers; the share that remains makes the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omnicli.compress.base import MODALITIES
 from omnicli.compress.budget import PROPORTIONAL
 from omnicli.compress.groups import best
 from omnicli.compress.published import Baseline, Published, reallocated, thinned
 from omnicli.errors import ConfigError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import spread
@@ -20,7 +17,11 @@ from omnicli.compress.groups import Groups, best_in_groups, frames, group
 from omnicli.compress.ops import finite, row_chunks, unit
 from omnicli.compress.published import Baseline, thinned
 from omnicli.errors import ModelError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEIGHBOURS = 4
 """Nearest tokens, itself among them, whose distances make a token's density."""

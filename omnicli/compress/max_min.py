@@ -6,12 +6,14 @@ DivPrune chooses by it, and SEATS's first stage weighted by saliency.
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from omnicli.compress.groups import Groups
 from omnicli.compress.ops import EPS, SAME, finite, row_chunks, unit
+from omnicli.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEMORY = 128 * 2**20
 """Bytes of distances at once. A group that needs more is walked without its matrix."""

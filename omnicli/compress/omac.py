@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import Budgeted, spread
 from omnicli.compress.groups import Groups, best, best_in_groups, frames
 from omnicli.compress.ops import finite, row_chunks
 from omnicli.errors import ModelError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FLOOR = 0.1
 """Weight of a frame of which nothing was kept, as a share of the mean frame's, when sound is shared out."""

@@ -11,10 +11,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from omnicli.compress.base import everything
@@ -25,7 +23,11 @@ from omnicli.compress.published import Published
 from omnicli.compress.selector import Selector, load_selector
 from omnicli.compress.weights import beside
 from omnicli.errors import ConfigError, ModelError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SELECTOR_FILE = "omnisift_selector.safetensors"
 """A selector of this name in a model's folder is used by ``selector: auto``."""
@@ -38,7 +40,7 @@ MEMORY = 16 * 2**20
 PIECE = 256
 """Sound tokens of one chunk that are scored at once."""
 
-Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+Score = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import Budget, spread
@@ -25,7 +22,11 @@ from omnicli.compress.groups import Groups, best, best_in_groups, counterparts, 
 from omnicli.compress.ops import CHUNK_BYTES, SAME, distances, finite, row_chunks, unit
 from omnicli.compress.published import Published
 from omnicli.errors import ModelError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _EPS = 1e-6  # what the released code adds to a token's length
 _FRAMES_BYTES = 8 * CHUNK_BYTES

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from omnicli.errors import ModelError
+from omnicli.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_BYTES = 4 * 2**20
 """Working memory of a pass over the tokens' features: small enough for the cache and to be reused by the allocator."""

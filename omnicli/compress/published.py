@@ -7,13 +7,14 @@ fp32. ``official`` does what the released code does, with its own rounding; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from omnicli.compress.budget import Budget, Budgeted, intact
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from omnicli.compress.base import MODALITIES, everything
 from omnicli.compress.budget import Budgeted
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Query, Selection
 
 

@@ -8,10 +8,7 @@ Stage III removes all media before the last layers. The retention is the average
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omnicli.compress import schedule
 from omnicli.compress.base import MODALITIES, everything
@@ -21,7 +18,11 @@ from omnicli.compress.max_min import pick_in_groups
 from omnicli.compress.ops import zscore
 from omnicli.compress.published import Published
 from omnicli.errors import ConfigError, ModelError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AUTO, OFF = "auto", "off"
 
@@ -140,6 +141,16 @@ class Seats(Published):
         if self.mode == "clean":
             return self.plan_of(n_video, n_audio).total >= n_video + n_audio
         return min(self.ratios_of(n_video, n_audio)) >= 1
+
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return what stage I keeps: ``encoder`` times the average over the layers, as far as there is."""
+        if self._idle(n_video, n_audio):
+            return n_video, n_audio
+        shares = self.nominal(n_video, n_audio) or (1.0, 1.0)
+        video, audio = (
+            entering(round(s * n), n, self.encoder) for s, n in zip(shares, (n_video, n_audio), strict=True)
+        )
+        return video, audio
 
     # ---- inside the LLM: stages II and III ----
 

@@ -10,13 +10,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
 from typing_extensions import Self
 
 from omnicli.compress.weights import load_weights
+from omnicli.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HEAD_WIDTH = 64
 """Width of an attention head where the file does not say how many heads there are (512 in 8 heads)."""
@@ -83,7 +85,7 @@ class Selector:
 
     def __call__(self, video: Tensor, audio: Tensor, padding: Tensor) -> Tensor:
         """Return scores (B, A) of sound (B, A, d) by pictures (B, V, d), but those of ``padding`` (B, V); all fp32."""
-        h = self.norm[0].shape
+        functional, h = torch.nn.functional, self.norm[0].shape
         v = functional.layer_norm(functional.linear(video, *self.video), h, *self.video_norm)
         a = functional.layer_norm(functional.linear(audio, *self.audio), h, *self.audio_norm)
         weights, biases = self.inward[0].chunk(3), self.inward[1].chunk(3)

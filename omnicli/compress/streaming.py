@@ -29,16 +29,18 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from omnicli.compress.avoc import Avoc, Projections, relevance
 from omnicli.compress.base import MODALITIES
 from omnicli.compress.budget import Budget
 from omnicli.compress.groups import best
 from omnicli.compress.ops import finite
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LIVE = 4096
 """Most tokens of a modality whose mutual similarities are kept: 64 MiB. Beyond it the oldest freeze early."""

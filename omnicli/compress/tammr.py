@@ -19,11 +19,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from omnicli.compress.ops import row_chunks
+from omnicli.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GRID = 2.0**26
 """Steps of a unit vector's component per 1: products are multiples of 2**-52 and their sums fit float64 exactly."""
@@ -35,7 +37,7 @@ _UNIT = GRID**-2
 _TILE = 48 * 2**20
 _CHECK = 8
 _LOW = 0xFFFFFFFF
-_NONE = torch.iinfo(torch.int64).min
+_NONE = -(1 << 63)
 
 
 def ta_mmr(

@@ -8,14 +8,15 @@ evenly over the plane; its ranks are scrambled from picture to picture so that a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from omnicli.compress.base import MODALITIES, everything
 from omnicli.compress.budget import Budgeted
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BITS = 8
 

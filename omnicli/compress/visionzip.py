@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import spread
@@ -19,7 +16,11 @@ from omnicli.compress.groups import Groups, best_in_groups, frames, stretches, w
 from omnicli.compress.ops import finite, row_chunks, unit
 from omnicli.compress.published import Baseline, thinned
 from omnicli.errors import ModelError
+from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAME = 1e-6
 """Cosines this near are equal: it is what fp32 products of equal keys differ by."""
@@ -27,7 +28,7 @@ SAME = 1e-6
 _EPS = 1e-6
 _MEMORY = 64 * 2**20  # bytes of similarities at once
 
-Shares = tuple[Tensor, Tensor]
+Shares = tuple["Tensor", "Tensor"]
 """Dominant and contextual tokens of each group, both (G,) int64."""
 
 

@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from omnicli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
-Parse = Callable[[Mapping[str, Tensor], Mapping[str, str]], T]
+Parse = Callable[[Mapping[str, "Tensor"], Mapping[str, str]], T]
 """Makes something of tensors and the file's metadata; `ValueError` says what is wrong with them."""
 
 

@@ -30,6 +30,7 @@ from omnicli.types import MediaTokens, Query
 
 if TYPE_CHECKING:
     from omnicli.llm.kv import KVCache
+    from omnicli.models.facts.base import Facts
 
 SALIENCY = "saliency"
 PAIR_SALIENCY = "pair_saliency"
@@ -277,6 +278,16 @@ class OmniModel(abc.ABC):
         cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
     ) -> OmniModel:
         """Build the architecture of ``size`` with random weights, fewer ``layers`` or ``scale``-times the width."""
+
+    def _take(self, facts: Facts) -> None:
+        """Take the sizes and rates that planning reads from the same configuration."""
+        d = facts.llm
+        self.hidden_size, self.intermediate_size, self.depth = d.hidden_size, d.intermediate_size, d.depth
+        self.heads, self.kv_heads, self.head_dim = d.heads, d.kv_heads, d.head_dim
+        self.vocab_size, self.max_position, self.routed = d.vocab_size, facts.max_position, d.routed
+        self.window_s, self.positions_per_s = facts.window_s, facts.positions_per_s
+        self.audio_tokens_per_s, self.frame_group = facts.audio_tokens_per_s, facts.frame_group
+        self.pixel_unit, self.video_batch = facts.pixel_unit, facts.video_batch
 
     # ---- media ----
 

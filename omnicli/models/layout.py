@@ -78,19 +78,6 @@ def window_order(rows: int, cols: int, side: int) -> tuple[Tensor, list[tuple[in
     return order, spans
 
 
-def audio_token_count(mel_frames: int) -> int:
-    """Return the tokens that Qwen2.5-Omni's audio tower makes of so many mel frames: about one in four."""
-    return max(0, ((mel_frames - 1) // 2 + 1 - 2) // 2 + 1)
-
-
-def audio_token_count_by_seconds(mel_frames: int) -> int:
-    """Return the tokens that Qwen3-Omni's audio tower makes of so many mel frames: 13 a second, each second anew."""
-    seconds, rest = divmod(mel_frames, 100)
-    for _ in range(3):  # three convolutions of stride 2
-        rest = (rest + 1) // 2
-    return 13 * seconds + rest
-
-
 def time_positions(
     times_s: np.ndarray | Sequence[float], start_s: float, per_second: float, exact: bool = False
 ) -> Tensor:
@@ -162,18 +149,6 @@ def next_position(positions: Tensor, run: Tensor) -> float:
         From `interleave`.
     """
     return positions[:, run == run[-1]].max().item() + 1
-
-
-def capped_pixels(
-    min_pixels: int, max_pixels: int, n_frames: int, max_video_tokens: int, *, unit: int, temporal: int = 2
-) -> int:
-    """Return the upper pixel limit per frame under a budget of tokens for the whole video.
-
-    An even share of 90 % of ``max_video_tokens``, at least 1.05 x ``min_pixels`` (qwen-vl-utils and transformers'
-    ``cap_pixels_per_frame``).
-    """
-    share = int(max_video_tokens * unit * unit * 0.9) * temporal // max(1, n_frames)
-    return max(min(max_pixels, share), int(min_pixels * 1.05))
 
 
 def token_times(frame_times: np.ndarray, temporal: int, end_s: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -8,28 +8,32 @@ are: short names and the names of random weights are the families' own (`OmniMod
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from omnicli import fingerprint, registry
-from omnicli.errors import ModelError, near_names
-from omnicli.models.base import OmniModel
+from omnicli.errors import ModelError, UnknownFamilyError, near_names
+from omnicli.lazy import torch
+
+if TYPE_CHECKING:
+    from omnicli.models.base import OmniModel
+    from omnicli.models.facts.base import Facts
 
 POCKET = Path(__file__).parent / "pocket"
 """Folder of the model inside the package; its short name is ``pocket``."""
 
 DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "float32": "float32",
+    "fp32": "float32",
 }
+"""Names of number formats, and torch's."""
 
 
 def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> OmniModel:
@@ -67,9 +71,49 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> O
 def short_names() -> dict[str, str]:
     """Return every family's short names and the hub ids they stand for, and ``pocket``, which needs none.
 
-    Imports all families. One that cannot be used with the installed libraries is left out.
+    Imports the families that other packages bring. One that cannot be used with the installed libraries is left out.
     """
-    return {"pocket": ""} | {name: hub_id for family in _families() for name, hub_id in family.short_names.items()}
+    known = {name: hub_id for facts in registry.facts().values() for name, hub_id in facts.short_names.items()}
+    return {"pocket": ""} | known | {n: hub_id for family in _families() for n, hub_id in family.short_names.items()}
+
+
+def find_facts(name: str) -> tuple[Facts, str | None]:
+    """Return what is known of a model without loading it, and the released size if only its name is known.
+
+    The folder's ``config.json`` where the model is here; for ``dummy:NAME`` and short names of models that are not, the
+    released size.
+
+    Raises
+    ------
+    ModelError
+        An unknown name, a damaged configuration, or a family of which nothing is known without its code.
+    """
+    short, _, shrunk = name.lower().removeprefix("dummy:").partition(",")
+    size = next(((f, f.dummies[short]) for f in registry.facts().values() if short in f.dummies), None)
+    if name.startswith("dummy:"):
+        if size is None or shrunk:
+            raise UnknownFamilyError(
+                f"{name}: no plan for random weights but those of {', '.join(_released())} in full size"
+            )
+        return size[0].read(name, size[0].released(size[1])), size[1]
+    try:
+        folder, _ = find_folder(name)
+    except ModelError:
+        if size is None:
+            raise
+        return size[0].read(name, size[0].released(size[1])), size[1]
+    config = _read_config(name, folder)
+    for facts in registry.facts().values():
+        if config.get("model_type") in facts.model_types:
+            return facts.read(name, config, folder), None
+    _family(name, config)  # an unknown type is told as in loading
+    raise UnknownFamilyError(
+        f"{name}: no plan for model type {config.get('model_type')!r}: nothing is known without its code"
+    )
+
+
+def _released() -> list[str]:
+    return sorted(name for facts in registry.facts().values() for name in facts.dummies)
 
 
 def _families(model_type: str = "", unusable: list[ModelError] | None = None) -> Iterator[type[OmniModel]]:
@@ -103,8 +147,13 @@ def resolve_device(device: str) -> torch.device:
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the dtype meant by ``auto`` or a name in `DTYPES`."""
+    return getattr(torch, dtype_name(dtype, device.type == "cuda"))
+
+
+def dtype_name(dtype: str, cuda: bool) -> str:
+    """Return the name of the dtype meant by ``auto`` (on CUDA or not) or a name in `DTYPES`; or `ModelError`."""
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return "bfloat16" if cuda else "float32"
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}{near_names(dtype, ['auto', *DTYPES])}")
     return DTYPES[dtype]
@@ -125,6 +174,9 @@ def find_folder(name: str) -> tuple[Path, str]:
         raise ModelError(f"{name} {what}; give a checkpoint folder with config.json and *.safetensors")
     if "/" in name:
         return _from_cache(name)
+    for facts in registry.facts().values():
+        if name.lower() in facts.short_names:
+            return _from_cache(facts.short_names[name.lower()])
     dummies: list[str] = []
     unusable: list[ModelError] = []
     for family in _families("", unusable):
@@ -197,6 +249,32 @@ def check_weights(name: str, folder: Path) -> None:
     for file in files:
         if not _is_complete(folder / file):
             raise ModelError(f"{name}: {folder / file} is damaged or only partly downloaded; {_again(name)}")
+
+
+def count_weights(folder: Path, loads: Sequence[str] = ("",), skips: Sequence[str] = ()) -> int:
+    """Return how many values of a checkpoint's safetensors files are loaded, from their headers.
+
+    Parameters
+    ----------
+    loads : sequence of str
+        Prefixes of names; the first that occurs counts.
+    skips : sequence of str
+        Prefixes of names that are left out.
+    """
+    values = {
+        key: math.prod(tensor["shape"])
+        for file in folder.glob("*.safetensors")
+        if file.name.startswith("model")
+        for key, tensor in _header(file).items()
+        if key != "__metadata__" and not key.startswith(tuple(skips))
+    }
+    prefix = next((p for p in loads if any(key.startswith(p) for key in values)), "")
+    return sum(n for key, n in values.items() if key.startswith(prefix))
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with file.open("rb") as handle:
+        return json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
 
 
 def _is_complete(file: Path) -> bool:

@@ -49,8 +49,9 @@ from omnicli.models.base import (
     Prompt,
 )
 from omnicli.models.dummy import filled, unfilled_model
+from omnicli.models.facts.minicpm_o import AUDIO, FACTS, PIECE_S, VERSION
 from omnicli.models.mel import SILENCE
-from omnicli.models.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder, frame_size
+from omnicli.models.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder
 from omnicli.types import MediaTokens
 
 TEMPLATE = (
@@ -75,10 +76,8 @@ class MiniCPMO(OmniModel):
     """MiniCPM-o 4.5 behind `OmniModel`. ``parts`` holds the weights under the hub's names."""
 
     family = "minicpm_o"
-    model_types: ClassVar[tuple[str, ...]] = ("minicpmo",)
-    short_names: ClassVar[dict[str, str]] = {"minicpm-o-4.5": weights.HUB_ID}
-    dummies: ClassVar[dict[str, str]] = {"minicpm-o-4.5": weights.VERSION}
-    grain = Grain(float(weights.PIECE_S), weights.AUDIO["num_mel_bins"])
+    model_types, short_names, dummies = FACTS.model_types, FACTS.short_names, FACTS.dummies
+    grain = Grain(float(PIECE_S), AUDIO["num_mel_bins"])
     experimental: ClassVar[str] = "written from published facts and not yet run on the released weights"
 
     def __init__(
@@ -94,19 +93,11 @@ class MiniCPMO(OmniModel):
     ) -> None:
         self.parts, self.settings = parts.eval().requires_grad_(False), settings
         self.name, self.revision, self.folder = name, revision, folder
-        self._text, text = parts.llm.model, settings.text
+        self._text, self.facts = parts.llm.model, settings.facts
         weight = parts.llm.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.hidden_size, self.intermediate_size = text.hidden_size, text.intermediate_size
-        self.depth, self.heads, self.kv_heads = (
-            text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads
-        )  # fmt: skip
-        self.head_dim, self.vocab_size = text.head_dim, text.vocab_size
-        self.max_position = text.max_position_embeddings
-        self.position_axes, self.frame_group, self.pixel_unit = 1, 1, settings.vision.patch_size
-        self.window_s = self.nominal_fps = 1.0
-        self.audio_tokens_per_s = self.positions_per_s = weights.POSITIONS_PER_S / settings.pool
-        self.video_batch = 16
+        self._take(self.facts)
+        self.position_axes, self.nominal_fps = 1, 1.0
         self._see, self._hear = VisionEncoder(parts, settings), SoundTower(parts, settings)
         self.tokenizer: chat.TextTokenizer = chat.TextTokenizer(tokenizer)
         self.stop_ids = frozenset(stop_ids) | chat.stop_ids(tokenizer)
@@ -127,8 +118,8 @@ class MiniCPMO(OmniModel):
         cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
     ) -> MiniCPMO:
         """Build version ``size`` ("4.5") with random weights on the device; no files are read."""
-        if size != weights.VERSION:
-            raise ModelError(f"no dummy weights of MiniCPM-o in version {size!r}{near_names(size, [weights.VERSION])}")
+        if size != VERSION:
+            raise ModelError(f"no dummy weights of MiniCPM-o in version {size!r}{near_names(size, [VERSION])}")
         tokenizer = weights.dummy_tokenizer()
         settings = weights.Settings.dummy(layers, scale, len(tokenizer))
         parts = filled(unfilled_model(weights.Parts, settings, device, dtype), device)
@@ -151,9 +142,7 @@ class MiniCPMO(OmniModel):
         Sides are rounded to whole patches, so the area may be a few per cent off. A frame has 64 tokens whatever its
         size: a token budget cannot be met by smaller frames and changes nothing here.
         """
-        area = max(self.settings.resolution**2, min_pixels or 0)
-        area = area if max_pixels is None else min(area, max_pixels)
-        return frame_size(width, height, area, self.pixel_unit)
+        return self.facts.frame_size(width, height, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
         """See `OmniModel.encode_video`; any number of frames in any call."""
@@ -170,7 +159,7 @@ class MiniCPMO(OmniModel):
         """See `OmniModel.audio_encoder`. Exact in one pass: ``log_mel_max`` has nothing to decide."""
         self._check(capture)
         bands = self.settings.audio.num_mel_bins
-        return PieceEncoder(lambda mel: self._hear(mel, capture), bands, max(1, round(batch_s / weights.PIECE_S)))
+        return PieceEncoder(lambda mel: self._hear(mel, capture), bands, max(1, round(batch_s / PIECE_S)))
 
     def _check(self, capture: frozenset[str]) -> None:
         if missing := sorted(capture - CAPTURED):

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from omnicli.models import layout
 from omnicli.models.attention import received_attention
 from omnicli.models.base import KEYS, SALIENCY, AudioEncoder, EncodedAudio, EncodedVideo
+from omnicli.models.facts.minicpm_o import PIECE_S
 from omnicli.models.mel import HOP, SAMPLE_RATE, WINDOW, LogMel, log_mel, normalise_log_mel
-from omnicli.models.minicpm_o_weights import PIECE_S, Parts, Settings
+from omnicli.models.minicpm_o_weights import Parts, Settings
 
 PIECE = PIECE_S * SAMPLE_RATE
 """Samples of a piece of sound."""
@@ -28,16 +29,6 @@ _WAVELENGTH = 10_000.0  # of the slowest of the resampler's sinusoids, in patche
 
 
 # ---- pictures ----
-
-
-def frame_size(width: int, height: int, pixels: int, patch: int) -> tuple[int, int]:
-    """Return (height, width) of about ``pixels`` in the picture's own shape, sides rounded to whole patches.
-
-    As the published processor resizes a picture that it does not slice; small pictures are enlarged.
-    """
-    high = int((pixels * height / width) ** 0.5)
-    wide = int(high * width / height)
-    return max(round(high / patch), 1) * patch, max(round(wide / patch), 1) * patch
 
 
 def patch_positions(rows: int, cols: int, side: int) -> Tensor:
@@ -243,4 +234,4 @@ def piece_mel(samples: np.ndarray, bands: int) -> Tensor:
     return normalise_log_mel(frames, float(frames.max()))
 
 
-__all__ = ["PIECE", "PieceEncoder", "SoundTower", "VisionEncoder", "frame_size", "patch_positions", "sinusoids"]
+__all__ = ["PIECE", "PieceEncoder", "SoundTower", "VisionEncoder", "patch_positions", "sinusoids"]

@@ -11,6 +11,7 @@ documentation, and third parties' copies of both.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,62 +35,28 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, Sigl
 from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
 
 from omnicli.models.dummy import Shrink, byte_tokenizer  # noqa: E402
+from omnicli.models.facts.minicpm_o import (  # noqa: E402
+    AUDIO,
+    IGNORED,
+    PIECE_S,
+    POOL,
+    POSITIONS_PER_S,
+    QUERIES,
+    RESOLUTION,
+    TEXT,
+    VERSION,
+    VISION,
+    MiniCPMOFacts,
+)
 
-# ---- facts about the published files, all of them ----
+# ---- facts about the published files that only loading and the towers need ----
 
-HUB_ID = "openbmb/MiniCPM-o-4_5"
-VERSION = "4.5"
-IGNORED = ("tts.",)
-"""Prefixes of weights that are not needed to answer in text."""
-
-TEXT: dict[str, Any] = {
-    "vocab_size": 151748,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": False,
-}
-"""Qwen3-8B. The vocabulary and the context are from memory and third parties, not checked against the file."""
-VISION: dict[str, Any] = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 980,
-    "patch_size": 14,
-}
-"""SigLIP-so400m for pictures of any shape: 70 x 70 learnt positions."""
-AUDIO: dict[str, Any] = {
-    "d_model": 1024,
-    "encoder_layers": 24,
-    "encoder_attention_heads": 16,
-    "encoder_ffn_dim": 4096,
-    "num_mel_bins": 80,
-    "max_source_positions": 1500,
-}
-"""Whisper-medium's encoder."""
-QUERIES = 64
-"""Tokens per frame."""
 RESAMPLER_HEAD = 128
 """Channels per head of the resampler: 32 heads of 4096."""
 DROP_LAST_VISION_LAYER = True
 """What a configuration without ``drop_vision_last_layer`` means; the released file is said to set it to false."""
-POOL = 5
-"""Encoder positions per sound token: 50 per second make 10."""
 CHUNK_S = 1.0
 """Seconds of sound that see each other and everything before them; none or negative: everything sees everything."""
-POSITIONS_PER_S = 50
-"""Encoder positions per second of sound."""
-PIECE_S = 30
-"""Seconds of sound that the encoder takes at once; nothing is shared between pieces."""
-RESOLUTION = 448
-"""A frame's area in pixels is the square of this, whatever its shape."""
 MEAN = STD = (0.5, 0.5, 0.5)
 
 SPECIAL_TOKENS = (
@@ -125,6 +92,15 @@ class Settings:
     resolution: int = RESOLUTION
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+
+    @property
+    def facts(self) -> MiniCPMOFacts:
+        """The same as planning reads it."""
+        config = {
+            **self.text.to_dict(), "vision_config": self.vision.to_dict(), "audio_config": self.audio.to_dict(),
+            "query_num": self.queries, "audio_pool_step": self.pool,
+        }  # fmt: skip
+        return dataclasses.replace(MiniCPMOFacts.read("minicpm-o", config), resolution=self.resolution)
 
     @classmethod
     def of(cls, text: dict[str, Any], vision: dict[str, Any], audio: dict[str, Any], **rest: Any) -> Settings:

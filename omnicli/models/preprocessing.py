@@ -1,15 +1,11 @@
-"""What happens to pictures and sound before a tower sees them: a checkpoint's settings, and the stream of mel windows.
+"""What happens to sound before a tower sees it: the stream of mel windows.
 
 Shared by families whose towers work in windows. Knows no weights.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,38 +13,6 @@ from torch import Tensor
 
 from omnicli.models.base import AudioEncoder, EncodedAudio
 from omnicli.models.mel import LogMel, normalise_log_mel
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
-"""Per frame: what the stock processor class sets, whatever the checkpoint's picture limits are."""
-_PICTURE_LIMITS = (3136, 12_845_056)  # written in the released preprocessor files; the stock class overrides them
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a checkpoint's ``preprocessor_config.json`` says about pictures."""
-
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
-    min_pixels: int = MIN_PIXELS
-    max_pixels: int = MAX_PIXELS
-
-    @classmethod
-    def read(cls, folder: Path, default: Preprocessing | None = None) -> Preprocessing:
-        """Read a checkpoint folder; what is missing is the family's ``default`` (None: Qwen2.5-Omni's)."""
-        default = default or cls()
-        file = folder / "preprocessor_config.json"
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        size = data.get("size") or {}
-        limits = (
-            int(size.get("shortest_edge") or data.get("min_pixels") or default.min_pixels),
-            int(size.get("longest_edge") or data.get("max_pixels") or default.max_pixels),
-        )
-        if limits == _PICTURE_LIMITS:
-            limits = (default.min_pixels, default.max_pixels)
-        mean, std = data.get("image_mean") or default.mean, data.get("image_std") or default.std
-        return cls(tuple(mean), tuple(std), *limits)
 
 
 class WindowedAudioEncoder(AudioEncoder):

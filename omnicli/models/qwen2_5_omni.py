@@ -8,7 +8,7 @@ each. Not known here: files, methods.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from omnicli.errors import ModelError
 from omnicli.models import chat, layout
 from omnicli.models.base import EncodedAudio, EncodedVideo
 from omnicli.models.dummy import Shrink, byte_tokenizer, size_of, special_ids
-from omnicli.models.preprocessing import Preprocessing
+from omnicli.models.facts.qwen2_5_omni import AUDIO, FACTS, MAX_POSITION, SIZES, VISION
 from omnicli.models.qwen_omni import QwenOmni, require_transformers
 from omnicli.models.towers import picture_captures, sound_captures, sound_layers, split
 
@@ -29,41 +29,15 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker  
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as stock  # noqa: E402
 from transformers.vision_utils import get_vision_position_ids  # noqa: E402
 
-SIZES: dict[str, dict[str, Any]] = {
-    "7b": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    },
-    # Not checked against the published configuration file: from memory.
-    "3b": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-    },
-}
-"""LLM dimensions by size. Vision: 32 blocks of 1280, full attention in 7, 15, 23, 31; sound: 32 layers of 1280."""
-
 
 class Qwen25Omni(QwenOmni):
     """Qwen2.5-Omni's thinker behind `OmniModel`."""
 
     family = "qwen2_5_omni"
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_omni", "qwen2_5_omni_thinker")
-    short_names: ClassVar[dict[str, str]] = {
-        "qwen2.5-omni-3b": "Qwen/Qwen2.5-Omni-3B",
-        "qwen2.5-omni-7b": "Qwen/Qwen2.5-Omni-7B",
-    }
-    dummies: ClassVar[dict[str, str]] = {"qwen2.5-omni-7b": "7b", "qwen2.5-omni-3b": "3b"}
+    facts_class = FACTS
+    model_types, short_names, dummies = FACTS.model_types, FACTS.short_names, FACTS.dummies
     nominal_fps = 2.0
     thinker_class = Thinker
-    defaults = Preprocessing()
     template = chat.qwen_template(
         "<|vision_bos|><|VIDEO|><|vision_eos|>",
         "<|audio_bos|><|AUDIO|><|audio_eos|>",
@@ -72,15 +46,13 @@ class Qwen25Omni(QwenOmni):
     rotate = staticmethod(stock.apply_rotary_pos_emb)
     joined_marks = True
     position_dtype = torch.int64
-    sound_tokens = staticmethod(layout.audio_token_count)
 
     def __init__(self, thinker: Any, tokenizer: Any, **settings: Any) -> None:
         super().__init__(thinker, tokenizer, **settings)
         text = thinker.config.text_config
         if any(kind != "full_attention" for kind in text.layer_types):
             raise ModelError(f"{self.name}: sliding-window LLM layers are not supported for Qwen2.5-Omni")
-        self.intermediate_size = text.intermediate_size
-        self._set_sound(thinker.config.audio_config.n_window * 2, self.positions_per_s)
+        self._set_sound(thinker.config.audio_config.n_window * 2)
 
     @classmethod
     def dummy_config(cls, size: str, shrink: Shrink) -> tuple[Any, Any]:
@@ -95,11 +67,12 @@ class Qwen25Omni(QwenOmni):
             "hidden_size": heads * 128,
             "intermediate_size": shrink.width(dims["intermediate_size"], 64),
             "vocab_size": max(len(tokenizer), round(dims["vocab_size"] * shrink.scale)),
-            "max_position_embeddings": 32768,
+            "max_position_embeddings": MAX_POSITION,
             "tie_word_embeddings": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
         }
-        vision_heads, audio_heads, depth = shrink.width(16), shrink.width(20), shrink.depth(32)
+        vision_heads, audio_heads = (shrink.width(n) for n in (VISION["num_heads"], AUDIO["encoder_attention_heads"]))
+        depth = shrink.depth(VISION["depth"])
         full = [i for i in (7, 15, 23, 31) if i < depth]
         config = Qwen2_5OmniThinkerConfig(
             text_config=text,
@@ -107,7 +80,7 @@ class Qwen25Omni(QwenOmni):
                 "depth": depth,
                 "hidden_size": vision_heads * 80,
                 "num_heads": vision_heads,
-                "intermediate_size": shrink.width(3420, 4),
+                "intermediate_size": shrink.width(VISION["intermediate_size"], 4),
                 "out_hidden_size": text["hidden_size"],
                 "fullatt_block_indexes": full if depth - 1 in full else [*full, depth - 1],
             },
@@ -115,7 +88,7 @@ class Qwen25Omni(QwenOmni):
                 "encoder_layers": depth,
                 "d_model": audio_heads * 64,
                 "encoder_attention_heads": audio_heads,
-                "encoder_ffn_dim": shrink.width(5120, 4),
+                "encoder_ffn_dim": shrink.width(AUDIO["encoder_ffn_dim"], 4),
                 "output_dim": text["hidden_size"],
             },
             **special_ids(tokenizer),

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omnicli.models import chat, layout
+from omnicli.models import chat
 from omnicli.models.base import EncodedAudio, EncodedVideo
 from omnicli.models.dummy import Shrink, byte_tokenizer, size_of, special_ids
-from omnicli.models.preprocessing import Preprocessing
+from omnicli.models.facts.qwen3_omni_moe import AUDIO, FACTS, SIZES, TOKENS_PER_SECOND, VISION
 from omnicli.models.qwen_omni import QwenOmni, require_transformers
 from omnicli.models.towers import picture_captures, sound_captures, sound_layers
 
@@ -36,8 +36,6 @@ from transformers.vision_utils import (  # noqa: E402
 
 SECOND = 100
 """Mel frames that the convolutions see at once."""
-TOKENS_PER_SECOND = 13
-
 SPECIAL_TOKENS = {
     "image_token": "<|image_pad|>",
     "audio_token": "<|audio_pad|>",
@@ -48,35 +46,16 @@ SPECIAL_TOKENS = {
     "audio_eos_token": "<|audio_end|>",
 }
 
-SIZES: dict[str, dict[str, Any]] = {
-    # From third parties' copies of the published configuration file, not from the file itself.
-    "30b": {
-        "hidden_size": 2048,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "head_dim": 128,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-        "vocab_size": 152064,
-        "max_position_embeddings": 65536,
-    },
-}
-"""LLM dimensions by size. Vision: 27 blocks of 1152, deepstack after 8, 16, 24; sound: 32 layers of 1280."""
-
 
 class Qwen3OmniMoe(QwenOmni):
     """Qwen3-Omni's thinker behind `OmniModel`."""
 
     family = "qwen3_omni_moe"
-    model_types: ClassVar[tuple[str, ...]] = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
-    short_names: ClassVar[dict[str, str]] = {"qwen3-omni-30b": "Qwen/Qwen3-Omni-30B-A3B-Instruct"}
-    dummies: ClassVar[dict[str, str]] = {"qwen3-omni-30b": "30b"}
+    facts_class = FACTS
+    model_types, short_names, dummies = FACTS.model_types, FACTS.short_names, FACTS.dummies
     nominal_fps = 1.0
     thinker_class = Thinker
     load_options: ClassVar[dict[str, Any]] = {"experts_implementation": "grouped_mm"}
-    defaults = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 128 * 32 * 32, 768 * 32 * 32)
     template = chat.qwen_template(
         "<|vision_start|><|video_pad|><|vision_end|>", "<|audio_start|><|audio_pad|><|audio_end|>"
     )
@@ -84,14 +63,10 @@ class Qwen3OmniMoe(QwenOmni):
     joined_marks = False
     position_dtype = torch.float32
     sound_hop_s = 0.08
-    sound_tokens = staticmethod(layout.audio_token_count_by_seconds)
 
     def __init__(self, thinker: Any, tokenizer: Any, **settings: Any) -> None:
         super().__init__(thinker, tokenizer, **settings)
-        text = thinker.config.text_config
-        self.intermediate_size = text.moe_intermediate_size * text.num_experts_per_tok
-        self.routed = text.num_experts
-        self._set_sound(thinker.config.audio_config.n_window_infer, float(TOKENS_PER_SECOND), mirror_end=True)
+        self._set_sound(thinker.config.audio_config.n_window_infer, mirror_end=True)
 
     @classmethod
     def dummy_config(cls, size: str, shrink: Shrink) -> tuple[Any, Any]:
@@ -114,7 +89,8 @@ class Qwen3OmniMoe(QwenOmni):
             "tie_word_embeddings": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [24, 20, 20]},
         }
-        vision_heads, audio_heads, depth = shrink.width(16), shrink.width(20), shrink.depth(27)
+        vision_heads, audio_heads = (shrink.width(n) for n in (VISION["num_heads"], AUDIO["encoder_attention_heads"]))
+        depth = shrink.depth(VISION["depth"])
         undeclared: dict[str, Any] = {"seconds_per_chunk": 2}  # in released files all the same
         config = Qwen3OmniMoeThinkerConfig(
             text_config=text,
@@ -122,16 +98,16 @@ class Qwen3OmniMoe(QwenOmni):
                 "depth": depth,
                 "hidden_size": vision_heads * 72,
                 "num_heads": vision_heads,
-                "intermediate_size": shrink.width(4304, 4),
+                "intermediate_size": shrink.width(VISION["intermediate_size"], 4),
                 "out_hidden_size": width,
                 "deepstack_visual_indexes": _deepstack(depth, min(3, text["num_hidden_layers"])),
             },
             audio_config={
-                "encoder_layers": shrink.depth(32),
+                "encoder_layers": shrink.depth(AUDIO["encoder_layers"]),
                 "d_model": audio_heads * 64,
                 "encoder_attention_heads": audio_heads,
-                "encoder_ffn_dim": shrink.width(5120, 4),
-                "downsample_hidden_size": shrink.width(480, 4),
+                "encoder_ffn_dim": shrink.width(AUDIO["encoder_ffn_dim"], 4),
+                "downsample_hidden_size": shrink.width(AUDIO["downsample_hidden_size"], 4),
                 "output_dim": width,
             },
             position_id_per_seconds=TOKENS_PER_SECOND,

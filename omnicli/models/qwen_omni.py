@@ -32,8 +32,9 @@ from omnicli.models.base import (
     Prompt,
 )
 from omnicli.models.dummy import Shrink, random_model
+from omnicli.models.facts.qwen_omni import QwenOmniFacts
 from omnicli.models.mel import log_mel_maximum
-from omnicli.models.preprocessing import Preprocessing, WindowedAudioEncoder
+from omnicli.models.preprocessing import WindowedAudioEncoder
 from omnicli.types import MediaTokens
 
 TRANSFORMERS = "5.23"
@@ -59,8 +60,8 @@ class QwenOmni(OmniModel):
         The stock thinker.
     load_options : dict
         More arguments of its ``from_pretrained``.
-    defaults : Preprocessing
-        What the stock processor does where a checkpoint says nothing.
+    facts_class : type
+        Reads the sizes from the configuration.
     template : str
         Chat template of checkpoints without one.
     rotate : function
@@ -75,7 +76,7 @@ class QwenOmni(OmniModel):
 
     thinker_class: ClassVar[Any]
     load_options: ClassVar[dict[str, Any]] = {}
-    defaults: ClassVar[Preprocessing]
+    facts_class: ClassVar[type[QwenOmniFacts]]
     template: ClassVar[str]
     rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
     joined_marks: ClassVar[bool]
@@ -98,20 +99,11 @@ class QwenOmni(OmniModel):
         self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
         weight = thinker.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        text, vision, audio = config.text_config, config.vision_config, config.audio_config
-        self.hidden_size, self.depth = text.hidden_size, text.num_hidden_layers
-        self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
-        self.head_dim = self._text.layers[0].self_attn.head_dim
-        self.vocab_size, self.max_position = text.vocab_size, text.max_position_embeddings
+        self.facts = self.facts_class.read(name, config.to_dict(), folder)
+        self._take(self.facts)
         self.position_axes = 3
-        self.window_s = float(getattr(config, "seconds_per_chunk", 2.0))
-        self.positions_per_s = float(config.position_id_per_seconds)
-        self.frame_group, self._merge = int(vision.temporal_patch_size), vision.spatial_merge_size
-        self._patch = int(vision.patch_size)
-        self.pixel_unit = self._patch * self._merge
-        self.video_batch = 32
-        self._mel_bands = audio.num_mel_bins
-        self.preprocessing = self.defaults if folder is None else Preprocessing.read(folder, self.defaults)
+        self._patch, self._merge, self._mel_bands = self.facts.patch, self.facts.merge, self.facts.mel_bands
+        self.preprocessing = self.facts.pictures
         self.tokenizer: chat.TextTokenizer = chat.TextTokenizer(tokenizer)
         self._template = chat.find_template(tokenizer, folder, self.template)
         ids = (config.video_token_id, config.audio_token_id, config.audio_start_token_id, config.audio_end_token_id)
@@ -120,9 +112,9 @@ class QwenOmni(OmniModel):
         self._plan = lru_cache(maxsize=8)(self._make_plan)
         self._before = lru_cache(maxsize=4)(lambda video, audio: len(self.prompt("", video=video, audio=audio).before))
 
-    def _set_sound(self, mel_window: int, tokens_per_s: float, mirror_end: bool = False) -> None:
-        """Set what follows from the sound tower's attention window (mel frames) and its token rate."""
-        self._mel_window, self.audio_tokens_per_s, self._mirror_end = mel_window, tokens_per_s, mirror_end
+    def _set_sound(self, mel_window: int, mirror_end: bool = False) -> None:
+        """Set what follows from the sound tower's attention window (mel frames)."""
+        self._mel_window, self._mirror_end = mel_window, mirror_end
         self.grain = Grain(mel_window / 100, self._mel_bands, mirror_end)
 
     @classmethod
@@ -178,16 +170,9 @@ class QwenOmni(OmniModel):
         max_video_tokens: int | None = None,
     ) -> tuple[int, int]:
         """See `OmniModel.frame_size`; without a token budget the stock processor's sizes."""
-        from omnicli.media.sampling import smart_resize
-
-        low = self.preprocessing.min_pixels if min_pixels is None else min_pixels
-        high = self.preprocessing.max_pixels if max_pixels is None else max_pixels
-        low = min(low, high)
-        if max_video_tokens is not None and n_frames is not None:
-            high = layout.capped_pixels(
-                low, high, n_frames, max_video_tokens, unit=self.pixel_unit, temporal=self.frame_group
-            )
-        return smart_resize(height, width, self.pixel_unit, low, high)
+        return self.facts.frame_size(
+            width, height, n_frames, min_pixels=min_pixels, max_pixels=max_pixels, max_video_tokens=max_video_tokens
+        )
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
@@ -251,10 +236,9 @@ class QwenOmni(OmniModel):
         """Encode a sound's last window (1, bands, k), shorter than the others; ``alone``: it is the whole sound."""
         return self.encode_sound_windows(window, capture)
 
-    @staticmethod
-    @abc.abstractmethod
-    def sound_tokens(mel_frames: int) -> int:
+    def sound_tokens(self, mel_frames: int) -> int:
         """Return the tokens that a sound of so many mel frames becomes."""
+        return self.facts.mel_tokens(mel_frames)
 
     @abc.abstractmethod
     def encode_sound_windows(self, windows: Tensor, capture: frozenset[str] = frozenset()) -> EncodedAudio:

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from omnicli import pipeline
+from omnicli import plan as planning
 from omnicli.batch import runner, worker
 from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.items import Wanted, plan
 from omnicli.batch.journal import Stream
-from omnicli.batch.worker import Worker, smaller
+from omnicli.batch.worker import Worker
 from omnicli.config import load_config
 from omnicli.errors import ConfigError, MemoryLimitError
 from omnicli.journal import dumps
@@ -166,11 +167,11 @@ def test_what_fit_asks_with():
         ("avoc-10", "avoc.retention=0.05", 0.05),
         ("random-10", "random.retention=0.05", 0.05),
     ):
-        config, what = smaller(load_config(preset))
+        config, what = planning.smaller(load_config(preset))
         assert what == setting and config.compressor.retention == kept and config.preset == preset
     for preset in ("full", "seats-10", "fastv-25"):
         old = load_config(preset, ["media.fps=2"])
-        config, what = smaller(old)
+        config, what = planning.smaller(old)
         assert (config.method, config.preset, what) == ("avoc", "avoc", "preset avoc")
         assert config.media == old.media and config.generate == old.generate
         assert not config.compressor.needs - old.compressor.needs, "the film was encoded without what it needs"
@@ -183,7 +184,7 @@ def test_a_context_that_is_too_small_is_met_by_fit(do, model, monkeypatch):
     rows = do("a.mp4", config=plain, questions=["why?"])
     assert statuses(rows) == ["failed"] and rows[0]["error"]["code"] == 4
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "load_config", lambda name: load_config(name, ["avoc.tokens=16"]))
+        patch.setattr(planning, "load_config", lambda name: load_config(name, ["avoc.tokens=16"]))
         (row,) = do("a.mp4", config=plain, questions=["why?"], fit=True)
     assert row["status"] == "ok" and row["preset"] == "avoc"
     assert "do not fit the model's context" in row["warnings"][0] and "preset avoc (--fit)" in row["warnings"][0]

@@ -59,6 +59,29 @@ ANSWER: dict[str, Any] = {
 }
 EVIDENCE = {"start_s": NUMBER, "end_s": NUMBER, "score": OPTIONAL, "modality": str}
 
+PLAN: dict[str, Any] = {
+    "schema": int,
+    "media": str,
+    "model": {"name": str, "dtype": str, "device": str},
+    "preset": str,
+    "media_used": {"frames": int, "width": int, "height": int, "audio_s": NUMBER},
+    "tokens": {
+        "video": {"encoded": int, "kept": int},
+        "audio": {"encoded": int, "kept": int},
+        "text": int,
+        "per_layer": int,
+    },
+    "positions": {"largest": int, "trained": int},
+    "bytes": dict.fromkeys(("weights", "encoders", "tokens", "kept", "kv", "prefill", "hidden", "frames"), int),
+    "peak": {"host_bytes": int, "host_above_libraries_bytes": int, "device_bytes": OPTIONAL},
+    "free": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},
+    "decode_cpu_s_estimate": NUMBER,
+    "fits": bool,
+    "problems": list,
+    "changes": list,
+}
+PLAN_CHANGE: dict[str, Any] = {"change": str, "host_bytes": int, "device_bytes": OPTIONAL, "kept": int}
+
 BATCH: dict[str, Any] = {
     "error": (dict, type(None)),
     "key": str,

@@ -18,7 +18,11 @@ def test_generated_pages_are_current():
 
 
 def test_json_page_names_every_key_and_no_other():
-    named = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`[^|]*) \|", _page(), re.M))))
+    answer, plan = _page().split("## `omni plan --json`")
+    assert _rows(plan.split("\n## ")[0]) == schema.PLAN.keys()
+    for inner in (*schema.PLAN.values(), schema.PLAN_CHANGE):
+        assert all(f"`{key}`" in plan for key in (inner if isinstance(inner, dict) else ()))
+    named = _rows(answer)
     keys = {k for k in schema.ANSWER if k not in ("media_used", "tokens")}
     keys |= {*schema.BATCH, "media_used", "tokens", *schema.ANSWER["media_used"], *schema.ANSWER["tokens"]}
     assert named == keys
@@ -27,6 +31,11 @@ def test_json_page_names_every_key_and_no_other():
             assert f"`{key}`" in _page()
     for key in (*schema.EVIDENCE, *schema.WITHOUT_ANSWER, "encoded", "kept", "code", "message"):
         assert f"`{key}`" in _page()
+
+
+def _rows(text: str) -> set[str]:
+    """Return the names in the first cells of a page's tables."""
+    return set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`[^|]*) \|", text, re.M))))
 
 
 def _page() -> str:

@@ -13,7 +13,7 @@ import typer
 from omnicli import __version__
 from omnicli.cli.main import app
 
-COMMANDS = ("ask", "chat", "batch", "probe", "presets", "methods", "models", "demo", "train", "cache", "doctor")
+COMMANDS = ("ask", "chat", "batch", "probe", "plan", "presets", "methods", "models", "demo", "train", "cache", "doctor")
 HEAVY = ("torch", "transformers", "av", "numpy", "rich", "yaml", "PIL")
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from omnicli import machine
 from omnicli.cli import doctor as room
 from omnicli.cli.answering import HONESTY, POCKET_FOLDER, honesty
 
@@ -141,12 +142,13 @@ def test_doctor_survives_a_check_that_breaks(omni, monkeypatch):
     assert value["checks"][0]["status"] == "problem"
 
 
-@pytest.mark.parametrize(("limit", "used", "left"), [("1000", "400", 600), ("100", "400", 0)])
+@pytest.mark.parametrize(("limit", "used", "left"), [("1000", "400", 730), ("100", "400", 0)])
 def test_memory_of_a_container_counts(monkeypatch, limit, used, left):
     texts = {
         "meminfo": "MemTotal: 16 kB\nMemAvailable: 8 kB\n",
         "memory.max": limit,
         "memory.current": used,
+        "memory.stat": "anon 270\ninactive_file 100\nactive_file 30\n",
     }
-    monkeypatch.setattr(room.Path, "read_text", lambda self, **_: texts[self.name])
-    assert room.host_memory() == (left, int(limit))
+    monkeypatch.setattr(machine.Path, "read_text", lambda self, **_: texts[self.name])
+    assert machine.host_memory() == (left, int(limit))

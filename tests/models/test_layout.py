@@ -10,7 +10,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from omnicli.models import attention, layout
-from omnicli.models.preprocessing import CLIP_MEAN, CLIP_STD
+from omnicli.models.facts.base import CLIP_MEAN, CLIP_STD
+from omnicli.models.facts.qwen2_5_omni import FACTS
+from omnicli.models.facts.qwen_omni import capped_pixels
 from tests import tiny
 
 
@@ -37,10 +39,10 @@ def test_wrong_frames_are_refused(shape):
 
 
 def test_two_seconds_are_fifty_tokens_and_pieces_add_up():
-    assert layout.audio_token_count(200) == 50
+    assert FACTS.mel_tokens(200) == 50
     for total in range(0, 1000):
-        pieces = 50 * (total // 200) + layout.audio_token_count(total % 200)
-        assert pieces == layout.audio_token_count(total)
+        pieces = 50 * (total // 200) + FACTS.mel_tokens(total % 200)
+        assert pieces == FACTS.mel_tokens(total)
 
 
 @pytest.mark.parametrize(("rows", "cols", "side"), [(1, 1, 4), (3, 5, 4), (4, 8, 4), (9, 13, 4), (2, 9, 4)])
@@ -58,9 +60,9 @@ def test_windows_hold_what_the_stock_windows_hold(rows, cols, side):
 
 
 def test_capped_pixels():
-    assert layout.capped_pixels(100_352, 602_112, 3600, 128_000, unit=28) == int(100_352 * 1.05)
-    assert layout.capped_pixels(100_352, 602_112, 768, 128_000, unit=28) == 235_200
-    assert layout.capped_pixels(100_352, 602_112, 10, 128_000, unit=28) == 602_112
+    assert capped_pixels(100_352, 602_112, 3600, 128_000, unit=28) == int(100_352 * 1.05)
+    assert capped_pixels(100_352, 602_112, 768, 128_000, unit=28) == 235_200
+    assert capped_pixels(100_352, 602_112, 10, 128_000, unit=28) == 602_112
 
 
 def test_times_of_groups():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnicli.models.layout import audio_token_count
+from omnicli.models.facts.qwen2_5_omni import FACTS
 from omnicli.types import Modality, Selection
 from tests import tiny
 
@@ -133,7 +133,7 @@ def test_streamed_sound_equals_the_stock_extractor_and_tower(omni, seconds):
     frames = int(stock["feature_attention_mask"].sum())
     pieces = feed_all(omni, samples, omni.measure_log_mel_max([samples]))
     tokens = sum(p.features.shape[0] for p in pieces)
-    assert tokens == audio_token_count(frames)
+    assert tokens == FACTS.mel_tokens(frames)
     if tokens == 0:
         return
     with torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from omnicli.errors import ModelError
-from omnicli.models.layout import audio_token_count_by_seconds
+from omnicli.models.facts.qwen3_omni_moe import FACTS
 from omnicli.models.loading import load_model
 from omnicli.models.mel import LogMel, log_mel_maximum, mel_frame_count
 from omnicli.types import Modality, Selection
@@ -189,9 +189,9 @@ def test_token_counts_are_the_stock_formula_and_pieces_add_up():
     from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
 
     for frames in range(2000):
-        tokens = audio_token_count_by_seconds(frames)
+        tokens = FACTS.mel_tokens(frames)
         assert tokens == int(_get_feat_extract_output_lengths(torch.tensor(frames)))
-        assert tokens == 104 * (frames // 800) + audio_token_count_by_seconds(frames % 800)
+        assert tokens == 104 * (frames // 800) + FACTS.mel_tokens(frames % 800)
 
 
 TAILS = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 37, 50, 64, 88, 96, 97, 98, 99]

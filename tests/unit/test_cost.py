@@ -13,7 +13,8 @@ from omnicli import cost
 from omnicli.compress.schedule import official, solve
 from omnicli.cost import PAPERS, Dimensions, layer_macs, prefill_flops
 from omnicli.models.dummy import Shrink
-from omnicli.models.layout import audio_token_count, window_order
+from omnicli.models.facts.qwen2_5_omni import FACTS
+from omnicli.models.layout import window_order
 from omnicli.models.qwen2_5_omni import SIZES, Qwen25Omni
 from tests import tiny
 
@@ -198,7 +199,7 @@ def test_sound_windows_by_hand():
 @pytest.mark.parametrize("mel_frames", [*range(200), 1234])
 def test_sound_tokens_are_those_of_the_tower(mel_frames):
     e = cost.EncoderDims(0, 0, 0, 2, 0, window=100, merge=2, frame_macs=0, stem_macs=0, out_macs=1)
-    assert cost.audio_macs(e, mel_frames) == audio_token_count(mel_frames)
+    assert cost.audio_macs(e, mel_frames) == FACTS.mel_tokens(mel_frames)
 
 
 def test_the_towers_of_qwen2_5_omni():

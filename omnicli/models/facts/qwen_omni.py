@@ -1,0 +1,108 @@
+"""What the two Qwen-Omni families have in common: frame sizes, one clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from typing_extensions import Self
+
+from omnicli.cost import Dimensions
+from omnicli.models.facts.base import Facts, Preprocessing, Tower
+
+VIDEO_BATCH = 32
+
+
+def capped_pixels(
+    min_pixels: int, max_pixels: int, n_frames: int, max_video_tokens: int, *, unit: int, temporal: int = 2
+) -> int:
+    """Return the upper pixel limit per frame under a budget of tokens for the whole video.
+
+    An even share of 90 % of ``max_video_tokens``, at least 1.05 x ``min_pixels`` (qwen-vl-utils and transformers'
+    ``cap_pixels_per_frame``).
+    """
+    share = int(max_video_tokens * unit * unit * 0.9) * temporal // max(1, n_frames)
+    return max(min(max_pixels, share), int(min_pixels * 1.05))
+
+
+@dataclass(frozen=True)
+class QwenOmniFacts(Facts):
+    """A Qwen-Omni thinker."""
+
+    loads: ClassVar[tuple[str, ...]] = ("thinker.", "")
+    defaults: ClassVar[Preprocessing]
+
+    @classmethod
+    def _read(cls, config: Mapping[str, Any], pictures: Preprocessing | Path | None) -> Self:
+        config = config.get("thinker_config") or config
+        text, vision, audio = config["text_config"], config["vision_config"], config["audio_config"]
+        if not isinstance(pictures, Preprocessing):
+            pictures = cls.defaults if pictures is None else Preprocessing.read(pictures, cls.defaults)
+        heads = text["num_attention_heads"]
+        return cls(
+            llm=Dimensions(
+                text["hidden_size"], cls._active_width(text), text["num_hidden_layers"], heads,
+                text["num_key_value_heads"], text.get("head_dim") or text["hidden_size"] // heads, text["vocab_size"],
+                cls._routed(text),
+            ),
+            max_position=text["max_position_embeddings"],
+            window_s=float(config.get("seconds_per_chunk") or 2.0),
+            positions_per_s=float(config["position_id_per_seconds"]),
+            audio_tokens_per_s=cls._sound_rate(config),
+            frame_group=vision["temporal_patch_size"],
+            patch=vision["patch_size"],
+            merge=vision["spatial_merge_size"],
+            video_batch=VIDEO_BATCH,
+            vision=Tower(vision["hidden_size"], vision["intermediate_size"], vision["num_heads"], cls._mlp_matrices()),
+            audio=Tower(audio["d_model"], audio["encoder_ffn_dim"], audio["encoder_attention_heads"]),
+            pictures=pictures,
+            mel_bands=audio["num_mel_bins"],
+            stem_values=cls._stem_values(audio),
+            levels=len(vision.get("deepstack_visual_indexes") or ()),
+            experts=text.get("num_experts_per_tok") or 0,
+        )  # fmt: skip
+
+    @staticmethod
+    def _active_width(text: Mapping[str, Any]) -> int:
+        return text["intermediate_size"]
+
+    @staticmethod
+    def _stem_values(audio: Mapping[str, Any]) -> int:
+        return 2 * audio["d_model"]
+
+    @staticmethod
+    def _routed(text: Mapping[str, Any]) -> int:
+        return 0
+
+    @staticmethod
+    def _mlp_matrices() -> int:
+        return 3
+
+    @staticmethod
+    def _sound_rate(config: Mapping[str, Any]) -> float:
+        return float(config["position_id_per_seconds"])
+
+    def frame_size(
+        self, width: int, height: int, n_frames: int | None = None, *,
+        min_pixels: int | None = None, max_pixels: int | None = None, max_video_tokens: int | None = None,
+    ) -> tuple[int, int]:  # fmt: skip
+        """See `Facts.frame_size`; without a token budget the stock processor's sizes."""
+        from omnicli.media.sampling import smart_resize
+
+        low = self.pictures.min_pixels if min_pixels is None else min_pixels
+        high = self.pictures.max_pixels if max_pixels is None else max_pixels
+        low = min(low, high)
+        if max_video_tokens is not None and n_frames is not None:
+            high = capped_pixels(low, high, n_frames, max_video_tokens, unit=self.pixel_unit, temporal=self.frame_group)
+        return smart_resize(height, width, self.pixel_unit, low, high)
+
+    def sound_tokens(self, seconds: float) -> int:
+        """See `Facts.sound_tokens`; a hundred mel frames are a second."""
+        return self.mel_tokens(int(seconds * 100 + 1e-6))
+
+    @staticmethod
+    def mel_tokens(mel_frames: int) -> int:
+        """Return the tokens that a sound of so many mel frames becomes."""
+        raise NotImplementedError

@@ -1,0 +1,459 @@
+"""Does it fit: tokens, positions and peak memory of a run, worked out before anything is loaded.
+
+From what is in the file (`probe`), the settings, and what is known of the model without its code (`models/facts`).
+Imports neither torch nor transformers. Tokens are exact but for methods whose budget follows the scores; memory is the
+sum of the tensors that are alive at the same time, plus constants for what no tensor holds (`ROOM_BYTES`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omnicli import machine
+from omnicli.config import Config, MediaConfig, load_config
+from omnicli.errors import MediaError, MemoryLimitError, ModelError, UnknownFamilyError
+from omnicli.media import sampling
+
+if TYPE_CHECKING:
+    from omnicli.media.probe import MediaInfo
+    from omnicli.models.facts.base import Facts
+
+SCHEMA = 1
+TEXT_TOKENS = 64
+"""Assumed for a question and the chat format around it; without the tokenizer they cannot be counted."""
+MARKS = 16
+"""Positions assumed before the media."""
+CHUNK = 2048
+"""Positions that the LLM reads at a time (`omnicli.llm.prefill`)."""
+BATCHES_AHEAD = 5
+"""Batches of frames in memory at once: waiting, in the making, being encoded, and one being put together."""
+DECODER_FRAMES = 24
+"""Source frames that a decoder and the scaler hold, at 1.5 bytes a pixel: 27 to 33 MB in `benchmarks/decode.py`."""
+SELECT_BYTES, SELECT_TOKEN_BYTES = 16 << 20, 64
+"""Working memory of a method: a few chunks of a pass over the tokens (`compress.ops.CHUNK_BYTES`), and per token."""
+MAP_ELEMENTS = 1 << 23
+"""Attention weights at once where saliency is captured (`omnicli.models.attention`)."""
+ERROR = 1.15
+"""How far a prediction may be off: only what exceeds free memory by more is refused."""
+
+ROOM_BYTES = 64 << 20
+"""What a run on a CPU takes besides its tensors: modules imported on the way, stacks and arenas of threads."""
+LIBRARIES_BYTES = 750 << 20
+"""Resident after importing torch, transformers and PyAV, before a model is loaded."""
+CUDA_HOST_BYTES = 2 << 30
+"""Resident on the host besides, once CUDA's libraries are in use; not yet measured."""
+CUDA_CONTEXT_BYTES = 600 << 20
+"""Taken on the device by the CUDA context and by libraries' workspaces."""
+DECODE_S_PER_MEGAPIXEL = 0.0015
+"""CPU seconds per million source pixels of the span, h264; 1.0 to 1.9 ms in `benchmarks/decode.py`."""
+
+_FIT_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Media:
+    """What is read of the file: frames, their size, and seconds; see `omnicli.types.MediaUsed`."""
+
+    frames: int
+    width: int
+    height: int
+    last_frame_s: float | None
+    sound_s: float
+    source_pixels: int
+    source_frames: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take.
+
+    Attributes
+    ----------
+    encoded, kept : (int, int)
+        Picture and sound tokens out of the encoders, and into the LLM.
+    position : int
+        Largest rotary position of the media; ``trained`` is the model's range.
+    parts : dict of str to int
+        Bytes: ``weights``, ``encoders`` (working memory), ``tokens`` (encoded, captures included), ``kept`` (copies for
+        the LLM), ``kv``, ``prefill`` (working memory), ``hidden`` (of all positions, where a method prunes inside the
+        LLM), ``frames`` (decoded frames waiting, and the decoder).
+    host, device : int or None
+        Peaks in bytes, libraries included; ``device`` is None on a CPU.
+    above_libraries : int
+        The host's peak without the libraries.
+    problems : tuple of str
+        Why it does not fit; empty if it does.
+    """
+
+    media: Media
+    encoded: tuple[int, int]
+    kept: tuple[int, int]
+    layer_tokens: int
+    position: int
+    trained: int
+    parts: dict[str, int]
+    host: int
+    above_libraries: int
+    device: int | None
+    host_free: int | None
+    device_free: int | None
+    device_name: str
+    decode_cpu_s: float
+    dtype: str
+    problems: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits this machine and the model's context."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of settings that makes a run fit: in words, and the settings; ``model`` if that is what changes."""
+
+    text: str
+    config: Config
+    plan: Plan
+    model: bool = False
+
+
+def make_plan(info: MediaInfo, config: Config) -> Plan:
+    """Return the plan of asking about a file.
+
+    Raises
+    ------
+    MediaError
+        Nothing to encode in the span.
+    ModelError
+        An unknown or damaged model, or one of which nothing is known without its code.
+    """
+    from omnicli.models import loading
+
+    name = config.model or "pocket"
+    facts, size = loading.find_facts(name)
+    if size is not None:
+        values = facts.parameters[size]
+    else:
+        folder, _ = loading.find_folder(name)
+        loading.check_weights(name, folder)
+        values = loading.count_weights(folder, facts.loads, facts.skips)
+    return of(info, config, facts, values, name)
+
+
+def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) -> Plan:
+    """Return the plan for a model of which these are the facts, with so many weights."""
+    from omnicli.models.loading import dtype_name
+
+    card = _device(config.device)
+    dtype = dtype_name(config.dtype, card is not None)
+    item = 4 if dtype == "float32" else 2
+    media = read(info, config.media, facts)
+    n_video = -(-media.frames // facts.frame_group) * facts.group_tokens(media.height, media.width)
+    n_audio = facts.sound_tokens(media.sound_s)
+    if n_video + n_audio == 0:
+        raise MediaError(f"{info.path}: no picture and no sound in the chosen span")
+    method, n = config.compressor, n_video + n_audio
+    kept = method.entering(n_video, n_audio)
+    layer_tokens = sum(kept)
+    if method.keeps_kv() and method.layers(facts.llm.depth) and (shares := method.nominal(n_video, n_audio)):
+        layer_tokens = min(layer_tokens, round(shares[0] * n_video + shares[1] * n_audio))
+    parts = _parts(facts, config, media, counts=(n, sum(kept), layer_tokens), item=item, values=values)
+    pruned = bool(method.layers(facts.llm.depth)) or method.late_removal(facts.llm.depth) is not None
+    work = _peak(parts, SELECT_BYTES + n * SELECT_TOKEN_BYTES if sum(kept) < n else 0, whole=pruned)
+    length = sum(kept) + TEXT_TOKENS
+    problems = []
+    if length + config.generate.max_new_tokens > facts.max_position:
+        problems.append(f"{length:,} tokens do not fit the context of {name}, {facts.max_position:,}")
+    above, device = ROOM_BYTES + parts["frames"] + work, None
+    libraries = LIBRARIES_BYTES
+    if card is not None:
+        device, libraries = work + CUDA_CONTEXT_BYTES, libraries + CUDA_HOST_BYTES
+        above = ROOM_BYTES + parts["frames"] + (parts["weights"] if facts.through_host and size_on_disk(name) else 0)
+        if device > ERROR * card.free_bytes:
+            problems.append(f"{show(device)} on {card.name}, where {show(card.free_bytes)} are free")
+    host_free, _ = machine.host_memory()
+    if host_free is not None and above + libraries > ERROR * host_free:
+        problems.append(f"{show(above + libraries)} of host memory, where {show(host_free)} are free")
+    seconds = None if media.last_frame_s is None else media.last_frame_s - (config.media.start or 0.0)
+    return Plan(
+        media=media, encoded=(n_video, n_audio), kept=kept, layer_tokens=layer_tokens,
+        position=facts.last_position(MARKS, seconds, n_audio, n), trained=facts.max_position,
+        parts=parts, host=above + libraries, above_libraries=above, device=device, host_free=host_free,
+        device_free=card.free_bytes if card else None, device_name=f"cuda:{card.index} {card.name}" if card else "cpu",
+        decode_cpu_s=media.source_pixels * media.source_frames / 1e6 * DECODE_S_PER_MEGAPIXEL, dtype=dtype,
+        problems=tuple(problems),
+    )  # fmt: skip
+
+
+def size_on_disk(name: str) -> bool:
+    """Tell whether weights are read from files, and not made up on the device."""
+    return not name.startswith("dummy:")
+
+
+def read(info: MediaInfo, settings: MediaConfig, facts: Facts) -> Media:
+    """Return what `omnicli.encode` will read of a file.
+
+    Raises
+    ------
+    MediaError
+        The span begins behind the file's end.
+    """
+    start = settings.start or 0.0
+    end = info.duration_s if settings.end is None else min(settings.end, info.duration_s)
+    if start >= info.duration_s:
+        raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s; there is nothing from {start:g} s on")
+    frames, size, last, source, inside, sound = 0, (0, 0), None, 0, 0, 0.0
+    if info.video is not None and info.frames is not None and start < info.frames.end_s:
+        times = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, start, end)
+        frames = len(times)
+        size = facts.frame_size(
+            info.video.width, info.video.height, frames,
+            min_pixels=settings.min_pixels, max_pixels=settings.max_pixels,
+        )  # fmt: skip
+        last = float(times[(frames - 1) // facts.frame_group * facts.frame_group])
+        if settings.clock == "nominal":
+            last = start + (frames - 1) / settings.fps
+        source = info.video.coded_width * info.video.coded_height
+        inside = int(((info.frames.time_s >= start) & (info.frames.time_s < end)).sum())
+    if settings.audio != "off" and info.audio_span is not None and start < info.audio_span[1]:
+        limit = end if settings.audio_limit is None else min(end, start + settings.audio_limit)
+        sound = min(limit, info.audio_span[1]) - start
+    return Media(frames, size[1], size[0], last, max(0.0, sound), source, inside)
+
+
+def _parts(
+    facts: Facts, config: Config, media: Media, *, counts: tuple[int, int, int], item: int, values: int
+) -> dict[str, int]:
+    """Return bytes by what holds them; ``counts``: tokens encoded, kept, and held per layer."""
+    d, (n, kept, per_layer), needs = facts.llm, counts, config.compressor.needs
+    token = d.hidden_size * item * (1 + facts.levels) + 64  # times, places and positions of a token: 64 bytes
+    saliency = any(name.endswith("saliency") for name in needs)
+    token += 4 * saliency
+    token += item * max(facts.vision.key_width, facts.audio.key_width) * ("keys" in needs)
+    pixels = min(facts.video_batch, media.frames) * media.height * media.width
+    patches = pixels // facts.patch**2 // facts.frame_group
+    rows = 3 * pixels * (1 + 4 + (item if item < 4 else 0))  # uint8 and normalised float32, cast where that is not it
+    seen = rows + patches * facts.vision.position_values * item if media.frames else 0
+    heard_s = min(facts.sound_batch_s, media.sound_s)
+    stem = heard_s * 100 * (facts.mel_bands * 4 + facts.stem_values * item)
+    positions = heard_s * facts.positions_per_s_of_sound
+    heard = int(max(stem, positions * facts.audio.position_values * item))
+    per_group = media.height * media.width // facts.patch**2
+    maps = 3 * 4 * min(MAP_ELEMENTS, max(patches * per_group, int(positions**2)))  # scores, softmax, and a copy
+    length, chunk = kept + TEXT_TOKENS, min(CHUNK, kept + TEXT_TOKENS)
+    mlp = 4 * d.intermediate_size + 2 * facts.experts * d.hidden_size
+    chunked = chunk * (6 * d.hidden_size + max(mlp, 3 * d.query_width + 4 * d.kv_width)) * item
+    spread = 2 * length * d.query_width * item if d.heads > d.kv_heads else 0  # keys and values repeated for all heads
+    return {
+        "weights": values * item,
+        "encoders": max(seen, heard) + (maps if saliency else 0),
+        "tokens": n * token,
+        "kept": kept * token + length * d.hidden_size * item,
+        "kv": 2 * d.depth * (per_layer + TEXT_TOKENS + config.generate.max_new_tokens) * d.kv_width * item,
+        "prefill": chunked + spread,
+        "frames": BATCHES_AHEAD * 3 * pixels + (DECODER_FRAMES * media.source_pixels * 3 // 2 if media.frames else 0),
+        "hidden": length * (2 * d.hidden_size + 2 * d.head_dim) * item,
+    }
+
+
+def _peak(parts: dict[str, int], selecting: int, whole: bool) -> int:
+    """Return the largest sum of what is alive at the same time, where the model computes.
+
+    Encoding: weights, tokens so far, working memory. Assembling: the tokens twice. Choosing: tokens, the copies that
+    are kept, and the method's own. Reading: tokens, copies, KV cache, and a chunk's working memory; hidden states of
+    all positions where a method prunes inside the LLM (``whole``).
+    """
+    encoding = parts["tokens"] + max(parts["encoders"], parts["tokens"])
+    choosing = parts["tokens"] + parts["kept"] + selecting
+    reading = parts["tokens"] + parts["kept"] + parts["kv"] + parts["prefill"] + (parts["hidden"] if whole else 0)
+    return parts["weights"] + max(encoding, choosing, reading)
+
+
+def _device(wanted: str) -> machine.Device | None:
+    """Return the graphics card that ``auto``, ``cuda`` or ``cuda:N`` means; None: the CPU."""
+    if wanted == "cpu":
+        return None
+    cards = machine.devices()
+    if wanted == "auto":
+        return cards[0] if cards else None
+    kind, _, number = wanted.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ModelError(f"unknown device {wanted!r}; use auto, cpu, cuda or cuda:N")
+    index = int(number or 0)
+    if index >= len(cards):
+        raise ModelError(f"device {wanted} is not available; {len(cards)} CUDA devices found, use cpu")
+    return cards[index]
+
+
+def smaller(config: Config) -> tuple[Config, str]:
+    """Return the settings with a smaller budget, and what to call them; what ``--fit`` tries first.
+
+    Half of ``tokens`` or ``retention`` where the method has one of them set; else (``full``, and methods with shares by
+    layer) the method of the preset ``avoc``, which reads 10,240 tokens of a film however long it is.
+    """
+    for name in ("tokens", "retention"):
+        value = getattr(config.compressor, name, None)
+        if value:
+            half = max(1, value // 2) if isinstance(value, int) else value / 2
+            small = dataclasses.replace(config.compressor, **{name: half})
+            return dataclasses.replace(config, compressor=small), f"{config.method}.{name}={half:g}"
+    return dataclasses.replace(config, preset="avoc", compressor=load_config("avoc").compressor), "preset avoc"
+
+
+def changes(info: MediaInfo, config: Config, plan: Plan, limit: int = 3) -> list[Change]:
+    """Return up to ``limit`` changes, each of which makes the run fit, the smallest first.
+
+    Of each kind the first step that fits: a smaller budget, fewer frames, smaller frames, a shorter span, a smaller
+    model, half the precision. Where none of them is enough, each together with a smaller budget.
+    """
+    found = list(itertools.islice(_fitting(info, config, plan), limit))
+    if not found:
+        base, text = smaller(config)
+        more = itertools.islice(_fitting(info, base, plan), limit)
+        found = [dataclasses.replace(change, text=f"{_flag(text)} {change.text}") for change in more]
+    return found
+
+
+def _fitting(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Change]:
+    for kind in _kinds(info, config, plan):
+        for text, changed, model in kind:
+            try:
+                result = make_plan(info, changed)
+            except (MediaError, ModelError):
+                continue
+            if result.fits:
+                yield Change(text, changed, result, model)
+                break
+
+
+def _kinds(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Iterator[tuple[str, Config, bool]]]:
+    yield _budgets(config)
+    if plan.media.frames:
+        yield (
+            (f"--fps {fps:g}", _with(config, fps=fps), False) for fps in (config.media.fps / 2**i for i in range(1, 5))
+        )
+        area = plan.media.width * plan.media.height
+        yield (
+            (f"--set media.max_pixels={size}", _with(config, max_pixels=size, min_pixels=None), False)
+            for size in (area // 2, area // 4)
+        )
+    start = config.media.start or 0.0
+    end = info.duration_s if config.media.end is None else min(config.media.end, info.duration_s)
+    ends = [round(start + (end - start) * part, 1) for part in (0.75, 0.5, 0.25, 0.125)]
+    yield ((f"--end {stop:g}", _with(config, end=stop), False) for stop in ends if stop > start)
+    yield _models(config, plan)
+    if plan.dtype == "float32":
+        yield iter([("--dtype bfloat16", dataclasses.replace(config, dtype="bfloat16"), False)])
+
+
+def _with(config: Config, **media: Any) -> Config:
+    return dataclasses.replace(config, media=dataclasses.replace(config.media, **media))
+
+
+def _budgets(config: Config) -> Iterator[tuple[str, Config, bool]]:
+    for _ in range(_FIT_STEPS):
+        config, text = smaller(config)
+        yield _flag(text), config, False
+
+
+def _flag(text: str) -> str:
+    """Return what `smaller` calls its settings as an option."""
+    setting = text.removeprefix("preset ")
+    return f"--set {text}" if setting == text else f"--preset {setting}"
+
+
+def _models(config: Config, plan: Plan) -> Iterator[tuple[str, Config, bool]]:
+    """Yield the released models with fewer weights, the largest first."""
+    from omnicli import registry
+
+    item = 4 if plan.dtype == "float32" else 2
+    sizes = {
+        name: facts.parameters[facts.dummies[name]] * item
+        for facts in registry.facts().values()
+        for name in facts.short_names
+    }
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if sizes[name] < plan.parts["weights"]:
+            yield f"--model {name}", dataclasses.replace(config, model=name), True
+
+
+def explain(info: MediaInfo, plan: Plan, found: list[Change]) -> str:
+    """Return one line: why a run does not fit, and what would."""
+    advice = f"try {', or '.join(change.text for change in found)}" if found else "no change of settings helps"
+    return f"{info.path}: does not fit: {'; '.join(plan.problems)}; {advice}"
+
+
+def fitted(info: MediaInfo, config: Config, fit: bool) -> tuple[Config, str | None]:
+    """Return the settings to go on with, and a note if they are others.
+
+    Parameters
+    ----------
+    fit : bool
+        Take the smallest change that fits, but never another model.
+
+    A model of which nothing is known without its code is not planned.
+
+    Raises
+    ------
+    MemoryLimitError
+        It does not fit.
+    """
+    try:
+        plan = make_plan(info, config)
+    except UnknownFamilyError:
+        return config, None
+    if plan.fits:
+        return config, None
+    found = changes(info, config, plan)
+    usable = next((change for change in found if not change.model), None)
+    if not fit or usable is None:
+        raise MemoryLimitError(explain(info, plan, found))
+    return usable.config, f"did not fit ({'; '.join(plan.problems)}); answered with {usable.text} (--fit)"
+
+
+def show(size: int) -> str:
+    """Return bytes as GiB or MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 1 << 30 else f"{size / 2**20:.0f} MiB"
+
+
+def to_dict(info: MediaInfo, config: Config, plan: Plan, found: list[Change]) -> dict[str, Any]:
+    """Return what `omni plan --json` prints."""
+    (v, a), (kv, ka) = plan.encoded, plan.kept
+    return {
+        "schema": SCHEMA,
+        "media": str(info.path),
+        "model": {"name": config.model or "pocket", "dtype": plan.dtype, "device": plan.device_name},
+        "preset": config.preset,
+        "media_used": {
+            "frames": plan.media.frames,
+            "width": plan.media.width,
+            "height": plan.media.height,
+            "audio_s": round(plan.media.sound_s, 3),
+        },
+        "tokens": {
+            "video": {"encoded": v, "kept": kv},
+            "audio": {"encoded": a, "kept": ka},
+            "text": TEXT_TOKENS,
+            "per_layer": plan.layer_tokens,
+        },
+        "positions": {"largest": plan.position, "trained": plan.trained},
+        "bytes": dict(plan.parts),
+        "peak": {
+            "host_bytes": plan.host,
+            "host_above_libraries_bytes": plan.above_libraries,
+            "device_bytes": plan.device,
+        },
+        "free": {"host_bytes": plan.host_free, "device_bytes": plan.device_free},
+        "decode_cpu_s_estimate": round(plan.decode_cpu_s, 1),
+        "fits": plan.fits,
+        "problems": list(plan.problems),
+        "changes": [
+            {"change": c.text, "host_bytes": c.plan.host, "device_bytes": c.plan.device, "kept": sum(c.plan.kept)}
+            for c in found
+        ],
+    }

@@ -1,0 +1,233 @@
+"""Plans against what runs do: tokens to the token, positions, weights, peak memory; what fits and what would."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from omnicli import machine, registry
+from omnicli import plan as planning
+from omnicli.config import list_presets, load_config
+from omnicli.errors import MediaError, MemoryLimitError, ModelError, UnknownFamilyError
+from omnicli.media.probe import probe
+from omnicli.models import loading
+from tests import tiny, tiny_minicpm, tiny_qwen3
+from tests.cli import films
+
+GIB = 1 << 30
+
+RUN = """
+import json, sys
+from pathlib import Path
+import torch
+from omnicli import pipeline, registry
+from omnicli.bench import memory
+from omnicli.config import load_config
+from omnicli.models.loading import load_model
+list(registry.models().values())
+device = torch.device("cpu")
+config = load_config(sys.argv[2])
+memory.reset(device)
+lines = Path("/proc/self/status").read_text().splitlines()
+base = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+model = load_model(sys.argv[3], "cpu")
+answer = pipeline.ask(sys.argv[1], ["Who speaks last?"], config, model)[0]
+print(json.dumps({"peak": memory.peaks(device).host_bytes - base, "tokens": answer.tokens}))
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "qwen2.5": tiny.build(root / "q25"),
+        "full": tiny.build(root / "q25-full", full=True),
+        "qwen3": tiny_qwen3.build(root / "q3"),
+        "minicpm": tiny_minicpm.build(root / "mc"),
+    }
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    return films.write(tmp_path_factory.mktemp("film") / "film.mp4", 7.3)
+
+
+def config(model, preset="full", *sets, device="cpu"):
+    return dataclasses.replace(load_config(preset, sets), model=str(model), device=device)
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Return a function that says how much memory is free: of the host, and of a card."""
+
+    def say(host=64 * GIB, card=None):
+        cards = [] if card is None else [machine.Device(0, "a card", card, card)]
+        monkeypatch.setattr(machine, "host_memory", lambda: (host, host))
+        monkeypatch.setattr(machine, "devices", lambda: cards)
+
+    say()
+    return say
+
+
+@pytest.mark.parametrize("kind", ["qwen2.5", "full", "qwen3", "minicpm"])
+@pytest.mark.parametrize("sets", [(), ("media.fps=3", "media.start=1.3", "media.end=6.4"), ("media.audio=off",)])
+def test_tokens_positions_and_weights_are_those_of_the_run(models, film, kind, sets, room):
+    from omnicli import pipeline
+
+    model = loading.load_model(models[kind], "cpu")
+    settings = config(models[kind], "full", *sets)
+    answer_film = pipeline.look(film, settings.media, frozenset(), model)
+    plan = planning.make_plan(probe(film), settings)
+    clip = answer_film.media.clip
+    assert sum(plan.encoded) == len(clip.tokens)
+    used = answer_film.media.used
+    assert (plan.media.frames, plan.media.width, plan.media.height) == (used.frames, used.width, used.height)
+    before = len(model.prompt("", video=clip.video, audio=clip.audio).before)
+    assert abs(plan.position - planning.MARKS + before - clip.max_position) <= 2
+    weights = (getattr(model, "thinker", None) or model.parts).parameters()
+    assert plan.parts["weights"] == sum(w.numel() for w in weights) * 4
+    item = clip.tokens.features.nbytes * (1 + model.facts.levels)
+    assert item < plan.parts["tokens"] < 1.5 * item + 64 * len(clip.tokens)
+
+
+@pytest.mark.parametrize(
+    "preset", ["full", "avoc-10", "seats-25", "dycoke-35", "omnizip-35", "divprune-25", "avoc-seats"]
+)
+def test_kept_tokens_are_those_of_the_run(models, film, preset, room):
+    from omnicli import pipeline
+
+    settings = config(models["qwen2.5"], preset, "media.fps=4", "generate.max_new_tokens=2")
+    answer = pipeline.ask(film, ["Who?"], settings, loading.load_model(models["qwen2.5"], "cpu"))[0]
+    plan = planning.make_plan(probe(film), settings)
+    for i, name in enumerate(("video", "audio")):
+        assert plan.encoded[i] == answer.tokens[name]["encoded"]
+        off = 0.1 * plan.kept[i] if preset.startswith("dycoke") else 2  # its whole frames take more in a short film
+        assert abs(plan.kept[i] - answer.tokens[name]["kept"]) <= off
+
+
+def test_kv_bytes_are_those_of_the_cache(models, film, room):
+    from omnicli.llm.kv import KVCache
+
+    plan = planning.make_plan(probe(film), config(models["qwen2.5"]))
+    facts, _ = loading.find_facts(str(models["qwen2.5"]))
+    d, length = facts.llm, sum(plan.kept) + planning.TEXT_TOKENS + 64
+    cache = KVCache(d.depth, d.kv_heads, d.head_dim, dtype=__import__("torch").float32, device="cpu", capacity=length)
+    import torch
+
+    for layer in range(d.depth):
+        cache.update(*(torch.zeros(1, d.kv_heads, 1, d.head_dim) for _ in range(2)), layer)
+    assert plan.parts["kv"] == cache.nbytes
+
+
+@pytest.mark.parametrize("name", [n for f in registry.facts().values() for n in f.dummies])
+def test_released_sizes_have_as_many_weights_as_the_models(name):
+    import torch
+
+    from omnicli.models.dummy import Shrink, unfilled_model
+
+    facts, size = loading.find_facts(f"dummy:{name}")
+    family = registry.models()[facts.family.replace("_", "-")]
+    if facts.family == "minicpm_o":
+        from omnicli.models import minicpm_o_weights as weights
+
+        model = unfilled_model(weights.Parts, weights.Settings.dummy(None, 1.0, 10), "meta", torch.bfloat16)
+    else:
+        shape, _ = family.dummy_config(size, Shrink())
+        model = unfilled_model(family.thinker_class, shape, "meta", torch.bfloat16)
+        assert dataclasses.asdict(type(facts).read(name, shape.to_dict())) == dataclasses.asdict(facts)
+    assert sum(p.numel() for p in model.parameters()) == type(facts).parameters[size]
+
+
+def test_every_preset_can_be_planned(film, room):
+    info = probe(film)
+    for preset in list_presets():
+        plan = planning.make_plan(info, config("qwen2.5-omni-7b", preset.name))
+        assert 0 < sum(plan.kept) <= sum(plan.encoded)
+
+
+def test_an_hour_of_full_tokens_is_refused_and_the_remedy_fits(film, room):
+    info = dataclasses.replace(probe(film), audio_span=(0.0, 3600.0), duration_s=3600.0)
+    room(host=200 * GIB)
+    settings = config("qwen2.5-omni-7b")
+    plan = planning.make_plan(info, settings)
+    assert plan.encoded[1] == 90_000 and plan.position > plan.trained
+    assert not plan.fits and "context of qwen2.5-omni-7b, 32,768" in plan.problems[0]
+    found = planning.changes(info, settings, plan)
+    assert found[0].text == "--preset avoc" and all(c.plan.fits for c in found) and len(found) <= 3
+    with pytest.raises(MemoryLimitError, match="try --preset avoc"):
+        planning.fitted(info, settings, fit=False)
+    changed, note = planning.fitted(info, settings, fit=True)
+    assert changed.method == "avoc" and "--fit" in note
+
+
+def test_memory_decides_and_fit_never_takes_another_model(film, room):
+    info, settings = probe(film), config("qwen2.5-omni-7b", "avoc", device="auto")
+    room(card=24 * GIB)
+    plan = planning.make_plan(info, settings)
+    assert plan.fits and plan.dtype == "bfloat16" and plan.device > plan.parts["weights"] > 16 * GIB
+    room(card=12 * GIB)
+    plan = planning.make_plan(info, settings)
+    assert not plan.fits and "on a card, where 12.0 GiB are free" in plan.problems[0]
+    found = planning.changes(info, settings, plan)
+    assert [c.text for c in found] == ["--model qwen2.5-omni-3b"]
+    with pytest.raises(MemoryLimitError):
+        planning.fitted(info, settings, fit=True)
+    room(host=36 * GIB, card=None)
+    plan = planning.make_plan(info, settings)
+    assert plan.device is None and plan.dtype == "float32" and plan.host > 33 * GIB
+
+
+def test_bad_input_is_told(film, room, tmp_path):
+    info = probe(film)
+    with pytest.raises(ModelError, match="did you mean"):
+        planning.make_plan(info, config("qwen25-omni-7b"))
+    with pytest.raises(UnknownFamilyError, match="full size"):
+        planning.make_plan(info, config("dummy:qwen2.5-omni-7b,layers=2"))
+    assert planning.fitted(info, config("dummy:qwen2.5-omni-7b,layers=2"), fit=False)[1] is None
+    with pytest.raises(MediaError, match="nothing from 100 s on"):
+        planning.make_plan(info, config("pocket", "full", "media.start=100"))
+    with pytest.raises(ModelError, match="not available"):
+        planning.make_plan(info, config("pocket", device="cuda:7"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_omni", "text_config": {}}))
+    with pytest.raises(ModelError, match=r"config\.json is not that of a qwen2_5_omni"):
+        planning.make_plan(info, config(tmp_path))
+
+
+def test_cards_are_those_that_are_visible(monkeypatch):
+    text = "0, GPU-aa, One, 1000, 2000\n1, GPU-bb, Two, 3000, 4000\n"
+    monkeypatch.setattr(machine.importlib.metadata, "version", lambda name: "2.11.0+cu130")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(machine.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, text, ""))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [(d.index, d.name, d.free_bytes >> 20) for d in machine.devices()] == [(0, "One", 1000), (1, "Two", 3000)]
+    for visible, names in (("1", ["Two"]), ("GPU-bb,0", ["Two", "One"]), ("", []), ("-1", []), ("0,9,1", ["One"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [d.name for d in machine.devices()] == names
+        assert [d.index for d in machine.devices()] == list(range(len(names)))
+    monkeypatch.setattr(machine.importlib.metadata, "version", lambda name: "2.11.0+cpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert machine.devices() == []
+
+
+@pytest.mark.parametrize("preset", ["full", "avoc"])
+def test_peak_memory_of_three_minutes_with_pocket(tmp_path, preset):
+    from omnicli.train.films import write_film
+    from omnicli.train.world import make_film
+
+    film = tmp_path / "film.mp4"
+    write_film(make_film(77, 180), film, fps=4.0)
+    plan = planning.make_plan(probe(film), config("pocket", preset))
+    command = [sys.executable, "-c", RUN, str(film), preset, "pocket"]
+    done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert [done["tokens"][m]["kept"] for m in ("video", "audio")] == list(plan.kept)
+    assert plan.above_libraries == pytest.approx(done["peak"], rel=0.15)
+
+
+def test_the_cache_knows_tokens_by_the_facts_too():
+    from omnicli import fingerprint
+
+    assert {"base.py", "qwen_omni.py"} <= {f.name for f in fingerprint.encoders() if f.parent.name == "facts"}
