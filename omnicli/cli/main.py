@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from omnicli import __version__
-from omnicli.cli import ask, batch, bench, cache, demo, doctor, methods, models, needle, presets, probe, train
+from omnicli.cli import ask, batch, bench, cache, demo, doctor, methods, models, needle, presets, probe, report, train
 from omnicli.cli.options import is_verbose, set_verbose
 from omnicli.errors import OmniError, near_names
 
@@ -43,7 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (ask, batch, probe, presets, methods, models, demo, bench, needle, train, cache, doctor):
+for module in (ask, batch, report, probe, presets, methods, models, demo, bench, needle, train, cache, doctor):
     module.register(app)
 
 
