@@ -64,11 +64,11 @@ def bar(share: float) -> str:
     )
 
 
-_ROW, _GAP = 26, 4
+_ROW, _GAP, _LANE = 26, 4, 8
 
 
 def heat_strip(timeline: dict[str, Any], ranges: Sequence[dict[str, Any]]) -> str:
-    """Return the film from left to right: one row per modality, the darker the larger the share of tokens kept.
+    """Return the film from left to right: one row per modality, the stronger the larger the share of tokens kept.
 
     Parameters
     ----------
@@ -82,31 +82,33 @@ def heat_strip(timeline: dict[str, Any], ranges: Sequence[dict[str, Any]]) -> st
     rows = [kind for kind in KINDS if any(timeline[kind]["encoded"])]
     if not rows:
         return ""
-    top = {kind: i * (_ROW + _GAP) for i, kind in enumerate(rows)}
-    height = len(rows) * (_ROW + _GAP) - _GAP
+    above = _LANE if ranges else 0
+    top = {kind: above + i * (_ROW + _GAP) for i, kind in enumerate(rows)}
+    height = above + len(rows) * (_ROW + _GAP) - _GAP
     whole_s = steps * step
     out, keys, told = [], [], []
     for kind in rows:
         encoded, kept = timeline[kind]["encoded"], timeline[kind]["kept"]
         shares = [k / e if e else None for k, e in zip(kept, encoded, strict=True)]
-        darkest = max(s for s in shares if s is not None)
+        most = max(s for s in shares if s is not None)
         for first, last in _equal(shares):
             share = shares[first]
             if share is None:
                 continue
-            strength = 0.06 + 0.94 * share / darkest if darkest else 0.06
+            strength = 0.06 + 0.94 * share / most if most else 0.06
             when = f"{clock(start + first * step)}\u2013{clock(start + (last + 1) * step)}"
             out.append(
                 f'<rect class="{kind}" x="{1000 * first / steps:.2f}" y="{top[kind]}" height="{_ROW}" '
                 f'width="{1000 * (last + 1 - first) / steps:.2f}" fill-opacity="{strength:.3f}">'
                 f"<title>{when} {KINDS[kind]}: {percent(share)} kept</title></rect>"
             )
-        keys.append(f'<span class="key {kind}">{KINDS[kind]}, darkest step {percent(darkest)} kept</span>')
+        keys.append(f'<span class="key {kind}">{KINDS[kind]}, strongest step {percent(most)} kept</span>')
         told.append(f"{KINDS[kind]}: {sum(kept)} of {sum(encoded)} tokens kept")
     marks = []
     for number, found in enumerate(ranges, 1):
         left = max(0.0, min(995.0, 1000 * (found["start_s"] - start) / whole_s))
         right = max(left + 5, min(1000.0, 1000 * (found["end_s"] - start) / whole_s))
+        out.append(f'<rect class="lane" x="{left:.2f}" y="0" width="{right - left:.2f}" height="{_LANE - 2}"/>')
         if found["modality"] in top:
             out.append(
                 f'<rect class="mark" x="{left:.2f}" y="{top[found["modality"]]}" width="{right - left:.2f}" '

@@ -21,6 +21,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may do with the page: show it."""
 
 _INDEXED = 3  # so many answers or more get a list at the top
+_OPEN = 20  # ... which is open up to so many
 _SHOWN_S = 0.005
 
 Pictures = dict[tuple[str, float], str]

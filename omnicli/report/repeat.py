@@ -7,6 +7,7 @@ looked at: a method's settings that the preset does not name are written out unl
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -68,6 +69,7 @@ def as_yaml(row: Row) -> str:
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
 
 
+@functools.cache
 def _preset(name: str) -> tuple[str, dict[str, Any]]:
     """Return the preset to start from and what its file says; one that is not here is replaced by a known one."""
     for each in (name, _FALLBACK):

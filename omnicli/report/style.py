@@ -22,7 +22,7 @@ svg{display:block;width:100%}
 .at{position:absolute;transform:translateX(-50%);font-size:.8rem;font-weight:600;color:var(--mark)}
 .strip svg{background:var(--fill);border-radius:.2rem}
 rect.video{fill:var(--video)}rect.audio{fill:var(--audio)}
-rect.mark{fill:none;stroke:var(--mark);stroke-width:2;vector-effect:non-scaling-stroke}
+rect.lane{fill:var(--mark)}rect.mark{fill:none;stroke:var(--mark);stroke-width:2;vector-effect:non-scaling-stroke}
 .axis{display:flex;justify-content:space-between}
 .key{display:inline-block;margin-right:1rem}
 .key:before{content:"";display:inline-block;width:.7rem;height:.7rem;margin-right:.35rem}

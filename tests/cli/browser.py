@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import select
@@ -22,6 +23,19 @@ FLAGS = (
 )  # fmt: skip
 
 
+def _fonts(folder: Path) -> Path:
+    """Return a font configuration: the machine's fonts, and those of matplotlib for a machine without any."""
+    own = importlib.util.find_spec("matplotlib")
+    folders = [
+        "/usr/share/fonts",
+        *([str(Path(own.origin).parent / "mpl-data/fonts/ttf")] if own and own.origin else []),
+    ]
+    file = folder / "fonts.conf"
+    dirs = "".join(f"<dir>{each}</dir>" for each in folders)
+    file.write_text(f"<fontconfig>{dirs}<cachedir>{folder / 'fonts'}</cachedir></fontconfig>", encoding="utf-8")
+    return file
+
+
 def find() -> str | None:
     """Return the browser to use, None if there is none."""
     named = os.environ.get("CHROMIUM")
@@ -36,7 +50,8 @@ class Browser:
         self.process = subprocess.Popen(
             ["bash", "-c", f'exec "$0" "$@" 3<&{here[0]} 4>&{theirs[1]}', binary, *FLAGS,
              f"--user-data-dir={folder / 'profile'}", "about:blank"],
-            pass_fds=(here[0], theirs[1]), env={**os.environ, "HOME": str(folder)},
+            pass_fds=(here[0], theirs[1]), 
+            env={**os.environ, "HOME": str(folder), "FONTCONFIG_FILE": str(_fonts(folder))},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(here[0])
@@ -84,9 +99,9 @@ class Browser:
         """Return the value of an expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
-    def screenshot(self, whole: bool = False) -> bytes:
-        """Return the window, or the whole page, as PNG."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+    def screenshot(self) -> bytes:
+        """Return the window as PNG."""
+        shot = self.call("Page.captureScreenshot", format="png")
         return base64.b64decode(shot["data"])
 
     def _until(self, fits: Any, seconds: float = 60) -> dict[str, Any]:

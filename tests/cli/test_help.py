@@ -13,7 +13,7 @@ import typer
 from omnicli import __version__
 from omnicli.cli.main import app
 
-COMMANDS = ("ask", "batch", "probe", "presets", "methods", "models", "demo", "train", "cache", "doctor")
+COMMANDS = ("ask", "batch", "probe", "presets", "methods", "models", "demo", "train", "cache", "doctor", "report")
 HEAVY = ("torch", "transformers", "av", "numpy", "rich", "yaml", "PIL")
 
 
