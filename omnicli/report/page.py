@@ -269,27 +269,30 @@ def _stages(row: Row) -> str:
 def _tokens(row: Row) -> str:
     tokens = row["tokens"]
     asked, layers = tokens["retention_nominal"] or {}, tokens["retention_layers"]
-    body = []
-    for kind, name in KINDS.items():
-        encoded, kept = tokens[kind]["encoded"], tokens[kind]["kept"]
-        if not encoded:
-            continue
-        nominal = asked.get(kind) if isinstance(asked.get(kind), int | float) else None
-        cells = (f"{encoded:,}", f"{kept:,}", percent(kept / encoded), percent(nominal), percent(layers.get(kind)))
-        body.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td class=n>{cell}</td>" for cell in cells)}</tr>')
-    heads = "".join(
-        f'<th scope="col" class="n">{name}</th>' for name in ("encoded", "kept", "share", "asked", "layers")
+    kinds = [kind for kind in KINDS if tokens[kind]["encoded"]]
+    counts = [tokens[kind] for kind in kinds]
+    told = {
+        "out of the encoder": [f"{count['encoded']:,}" for count in counts],
+        "into the LLM": [f"{count['kept']:,}" for count in counts],
+        "share that is": [percent(count["kept"] / count["encoded"]) for count in counts],
+        "share asked for": [percent(asked.get(kind)) for kind in kinds],
+        "share read by its layers, on average": [percent(layers.get(kind)) for kind in kinds],
+    }
+    heads = "".join(f'<th scope="col" class="n">{KINDS[kind]}</th>' for kind in kinds)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td class=n>{cell}</td>" for cell in cells)}</tr>'
+        for name, cells in told.items()
     )
     lines = [
         f"Prompt around the media {tokens['text']:,}, of it read before {tokens.get('reused', 0):,}; answer "
-        f"{tokens['generated']:,}. layers: what the LLM's layers read on average."
+        f"{tokens['generated']:,}."
     ]
     if len(tokens["by_layer"]) > 1:
         steps = ", ".join(f"{level[1]:,} from layer {level[0]}" for level in tokens["by_layer"] if len(level) == 2)
         lines.append(f"Media tokens: {steps}.")
     return (
-        f'<h3>Tokens</h3><table><thead><tr><th scope="col">of</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody>'
-        f"</table>{''.join(_p(line) for line in lines)}"
+        f'<h3>Tokens</h3><table class="tokens"><thead><tr><th scope="col">tokens</th>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table>{''.join(_p(line) for line in lines)}"
     )
 
 

@@ -122,8 +122,13 @@ def _problem_of(row: Any) -> str | None:
         return _mismatch(row, _FAILED, "")
     if status != "ok":
         return f"status: {status!r:.40} is not ok, failed or skipped"
-    timeline = row.get("tokens", {}).get("timeline") if isinstance(row.get("tokens"), dict) else None
-    problem = _mismatch(row, _ANSWER, "")
+    return _mismatch(row, _ANSWER, "") or _mismatch_inside(row["tokens"])
+
+
+def _mismatch_inside(tokens: Row) -> str | None:
+    """Return what is wrong with the parts of ``tokens`` that may be null or missing."""
+    problem = _mismatch(tokens["retention_nominal"] or {}, {str: _MAYBE}, "tokens.retention_nominal.")
+    timeline = tokens.get("timeline")
     if problem or timeline is None:
         return problem
     return _mismatch(timeline, _TIMELINE, "tokens.timeline.") or _uneven(timeline)

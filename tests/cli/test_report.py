@@ -430,6 +430,12 @@ def uneven():
         (lines(make_row(wall_s=1)).replace('"wall_s": 1,', '"wall_s": 1e999,'), "wall_s: inf"),
         (lines(make_row(warnings="none")), "warnings: must be a list"),
         (lines(make_row(stages={"a": "b"})), "stages.a: 'b'"),
+        (
+            lines(make_row(tokens=make_row()["tokens"] | {"retention_nominal": {"video": "x"}})),
+            "retention_nominal.video",
+        ),
+        (lines(make_row(evidence=[{"start_s": 0}])), "evidence[0].end_s: is missing"),
+        (lines(make_row(config={})), "config.method: is missing"),
         (lines(make_row(tokens=5)), "tokens: must be an object"),
         (lines(uneven()), "tokens.timeline"),
     ],
@@ -526,6 +532,12 @@ def test_in_a_browser(chromium, film, tmp_path, width, scheme):
     chromium.open(tmp_path / "out.html", width, 2000, scheme)
     chromium.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert chromium.evaluate("document.documentElement.scrollWidth") == width
+    outside = """e => { const card = e.closest('article, section').getBoundingClientRect();
+        const own = e.getBoundingClientRect();
+        return own.width && (own.right > card.right || own.left < card.left); }"""
+    inner = "[...document.querySelectorAll('main table, main th, main td, main p, main pre, main li, main svg')]"
+    assert chromium.evaluate(f"{inner}.filter({outside}).map(e => e.outerHTML.slice(0, 80))") == []
+    assert chromium.evaluate("document.querySelector('.tokens tbody th').offsetHeight") < 40  # no letter for letter
     assert chromium.evaluate("document.querySelectorAll('article').length") == len(rows)
     assert chromium.evaluate("[...document.images].map(i => i.naturalWidth)") == [240, 240]
     assert chromium.evaluate("document.querySelector('h1').offsetHeight") > 0
