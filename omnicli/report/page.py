@@ -74,8 +74,10 @@ def _pictures(rows: Sequence[Row], note: Callable[[str], None]) -> tuple[Picture
     wanted: dict[tuple[str, float], list[float]] = {}
     why: dict[str, str] = {}
     for row in rows:
-        times = [_middle(found) for found in row.get("evidence") or [] if found["modality"] == "video"]
-        if not times or row["status"] != "ok":
+        if row["status"] != "ok":
+            continue
+        times = [_middle(found) for found in row["evidence"] if found["modality"] == "video"]
+        if not times:
             continue
         if row["config"]["media"].get("clock") == "nominal":
             why[row["media"]] = f"{row['media']}: times are nominal, not those of the film"
@@ -284,7 +286,7 @@ def _tokens(row: Row) -> str:
         for name, cells in told.items()
     )
     lines = [
-        f"Prompt around the media {tokens['text']:,}, of it read before {tokens.get('reused', 0):,}; answer "
+        f"Prompt around the media {tokens['text']:,}, of it read before {tokens['reused']:,}; answer "
         f"{tokens['generated']:,}."
     ]
     if len(tokens["by_layer"]) > 1:

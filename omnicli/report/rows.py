@@ -39,6 +39,7 @@ _ANSWER = {
         "video": _COUNT,
         "audio": _COUNT,
         "text": int,
+        "reused": int,
         "generated": int,
         "by_layer": [[int]],
         "retention": _NUMBER,

@@ -7,16 +7,19 @@ import copy
 import html.parser
 import io
 import json
+import random
 import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from omnicli.config import load_config, preset_files
-from omnicli.report import draw, page, repeat
+from omnicli.errors import MediaError
+from omnicli.report import draw, page, repeat, rows
 from tests.cli import browser, films, schema
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
@@ -228,14 +231,14 @@ def test_failed_and_skipped_rows():
 
 def test_runs_of_one_question_are_compared():
     settings = load_config("avoc", ["avoc.tokens=64"]).to_dict()
-    rows = [
+    several = [
         at_retention(make_row(answer="one"), 0.5, 3.0),
         make_row(question="Another?"),
         at_retention(make_row(answer="two", config=settings), 0.25, 1.0),
         at_retention(make_row(preset="seats-10", answer="three"), 0.125, 4.0),
         failed_row(media="film.mp4", preset="full", error={"code": 4, "message": "does not fit"}),
     ]
-    text = page.build(rows, thumbnails=False)
+    text = page.build(several, thumbnails=False)
     found = check(text)
     section = text[text.index("<h2>Compared:") : text.index("<article")]
     assert text.count("<h2>Compared:") == 1
@@ -450,6 +453,37 @@ def test_bad_input_is_one_line_and_exit_code_3(omni, tmp_path, content, words):
     assert words in line
     assert str(file) in line
     assert not (tmp_path / "out.html").exists()
+
+
+def places(value, path=()):
+    """Yield the path of every value inside a row."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def test_a_damaged_row_is_drawn_or_refused():
+    odd = [None, True, 0, -1, 3.5, 1e20, "", "x", "\x00", "\ud800", [], {}, [1], ["a"], {"a": 1}, [[]], 10**25]
+    rng = random.Random(1)
+    outcomes = Counter()
+    for n in range(600):
+        row = make_row() if n % 5 else failed_row()
+        row = json.loads(json.dumps(row))
+        path = rng.choice(list(places(row)))
+        inner = row
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = rng.choice(odd)
+        try:
+            found = rows.read(lines(row).encode(), "runs", pytest.fail)
+        except MediaError as error:
+            outcomes["refused"] += 1
+            assert str(error).startswith("runs: ")
+            continue
+        outcomes["drawn"] += 1
+        check(page.build(found))
+    assert min(outcomes["refused"], outcomes["drawn"]) > 100
 
 
 @pytest.mark.parametrize(
