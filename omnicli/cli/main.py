@@ -6,6 +6,7 @@ imports neither torch nor PyAV nor rich: command modules keep such imports insid
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,22 +15,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from omnicli import __version__
-from omnicli.cli import (
-    ask,
-    batch,
-    bench,
-    cache,
-    chat,
-    demo,
-    doctor,
-    methods,
-    models,
-    needle,
-    plan,
-    presets,
-    probe,
-    train,
-)
 from omnicli.cli.options import is_verbose, set_verbose
 from omnicli.errors import OmniError, near_names
 
@@ -58,8 +43,14 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (ask, chat, batch, probe, plan, presets, methods, models, demo, bench, needle, train, cache, doctor):
-    module.register(app)
+COMMANDS = (
+    "ask", "chat", "batch", "report", "probe", "plan", "presets", "methods", "models", "demo", "bench", "needle",
+    "train", "cache", "doctor",
+)  # fmt: skip
+"""The modules of the commands, in the order of the help."""
+
+for name in COMMANDS:
+    importlib.import_module(f"omnicli.cli.{name}").register(app)
 
 
 def _print_version(value: bool) -> None:

@@ -13,7 +13,10 @@ import typer
 from omnicli import __version__
 from omnicli.cli.main import app
 
-COMMANDS = ("ask", "chat", "batch", "probe", "plan", "presets", "methods", "models", "demo", "train", "cache", "doctor")
+COMMANDS = (
+    "ask", "chat", "batch", "report", "probe", "plan", "presets", "methods", "models", "demo", "train",
+    "cache", "doctor",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "av", "numpy", "rich", "yaml", "PIL")
 
 
