@@ -220,7 +220,7 @@ def test_a_journal_begun_without_ray_is_the_same(address, omni, tiny_model, tmp_
         (["--ray", "--address", "127.0.0.1:1"], ["127.0.0.1:1", "no Ray cluster"]),
         (["--ray", "--workers", "0"], ["--workers"]),
     ],
-    ids=lambda v: " ".join(v),
+    ids=" ".join,
 )
 def test_what_starts_nothing(omni, argv, words):  # noqa: F811
     result = omni("batch", ".", "-q", "why?", *argv)
