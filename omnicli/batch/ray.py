@@ -252,7 +252,7 @@ class Cluster:
         if attempt is None:
             self._lost_openings += 1
             if self._lost_openings >= OPENINGS:
-                raise OmniError(f"the model could not be loaded: the worker {gone}")
+                raise OmniError(f"the model could not be loaded: it {gone}")
             return []
         lost = attempt.dropped(gone.code)
         self._queue.extendleft(a for a in (hand.following, attempt) if a is not None and a.left)

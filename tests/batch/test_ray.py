@@ -119,10 +119,10 @@ def test_the_film_announced_is_blamed_on_nobody_else(cluster, tmp_path):
 
 def test_a_worker_that_hangs_is_ended(cluster):
     before = time.monotonic()
-    rows = ask(cluster(1, timeout_s=1), job("a", "1", "hang", "2"), job("b"))
+    rows = ask(cluster(1, timeout_s=3), job("a", "1", "hang", "2"), job("b"))
     assert {key for key, row in rows.items() if row["status"] == "failed"} == {"a hang"}
     assert rows["a hang"]["error"]["code"] == 124
-    assert "a: took longer than 1 s and could not be interrupted" in rows["a hang"]["error"]["message"]
+    assert "a: took longer than 3 s and could not be interrupted" in rows["a hang"]["error"]["message"]
     assert time.monotonic() - before < 120
 
 
@@ -133,7 +133,7 @@ def test_what_ends_the_run(cluster, monkeypatch):
     with pytest.raises(ConfigError, match="does not fit the model"):
         ask(cluster(), job("config"))
     monkeypatch.setattr("omnicli.batch.ray.OPENINGS", 2)
-    with pytest.raises(OmniError, match="could not be loaded: the worker ended its worker"):
+    with pytest.raises(OmniError, match="could not be loaded: it ended its worker"):
         ask(cluster(fail_open="die"), job("a"))
     monkeypatch.setattr("omnicli.batch.ray.os.getcwd", lambda: "/not/shared")
     with pytest.raises(UsageError, match=r"/not/shared: No such file.* on node .*; start in a folder all nodes share"):
