@@ -39,14 +39,15 @@ _SHOWN_S = 0.005
 _CONTROL = {c: "\ufffd" for c in (*range(32), 127, *range(128, 160)) if chr(c) not in "\n\t"}
 
 
-def print_json(value: Any, *, indent: int | None = None) -> None:
-    """Print one JSON value on stdout, in ASCII where the terminal's encoding cannot show it."""
+def print_json(value: Any, *, indent: int | None = None, out: TextIO | None = None) -> None:
+    """Print one JSON value on ``out`` (default: stdout), in ASCII where the terminal's encoding cannot show it."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
+    out = out or sys.stdout
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        text.encode(out.encoding or "utf-8")
     except UnicodeEncodeError:  # also lone surrogates, from file names that are not UTF-8
         text = json.dumps(value, indent=indent)
-    print(text, flush=True)
+    print(text, file=out, flush=True)
 
 
 def write_text(text: str, stream: TextIO | None = None) -> None:

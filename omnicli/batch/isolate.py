@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
+from omnicli.batch.attempt import Attempt
 from omnicli.batch.errors import DeviceLostError, TimeLimitError
 from omnicli.batch.items import Item, Job
 from omnicli.batch.journal import Row
@@ -38,12 +39,18 @@ class Doing(Protocol):
         """Yield a row for each item of a job."""
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """The process does not answer any more: an exit code for the row, and what to say."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def too_long(seconds: float) -> Gone:
+    """Return what is said of an item that its own time limit could not interrupt."""
+    text = f"took longer than {seconds:g} s and could not be interrupted; its process was ended"
+    return Gone(TimeLimitError.exit_code, text)
 
 
 @dataclass
@@ -87,24 +94,18 @@ class Isolated:
             yield from self._do(job, following.media if following else None)
 
     def _do(self, job: Job, following: str | None) -> Iterator[Row]:
-        left, again = list(job.items), False
-        while left:
+        attempt = Attempt(job)
+        while attempt.left:
             pipe, begin = self._start(), time.perf_counter()
             try:
-                self._send(pipe, (Job(job.media, tuple(left)), following))
-                while left:
+                self._send(pipe, (attempt.rest(), None if attempt.again else following))
+                while attempt.left:
                     yield self._receive(pipe)
-                    left.pop(0)
+                    attempt.left.pop(0)
                     begin = time.perf_counter()
-            except _Gone as gone:
+            except Gone as gone:
                 self.stop()
-                if gone.code != TimeLimitError.exit_code and not again:
-                    # It may have been the file that was looked at meanwhile, or nobody here: once more, by itself.
-                    following, again = None, True
-                    continue
-                # If nothing came of the film at all, its other questions would go the same way, each with a process.
-                lost, left = (left, []) if len(left) == len(job.items) else (left[:1], left[1:])
-                for item in lost:
+                for item in attempt.dropped(gone.code):
                     yield self.failed(item, gone.code, f"{job.media}: {gone}", time.perf_counter() - begin)
 
     def _start(self) -> Connection:
@@ -122,7 +123,7 @@ class Isolated:
             theirs.close()
             try:
                 self._receive(self._pipe, limited=False)
-            except _Gone as gone:
+            except Gone as gone:
                 raise OmniError(f"the model could not be loaded: it {gone}") from None
         return self._pipe
 
@@ -132,17 +133,14 @@ class Isolated:
 
     def _receive(self, pipe: Connection, *, limited: bool = True) -> Any:
         if self.timeout_s is not None and limited and not pipe.poll(self.timeout_s + self.grace_s):
-            raise _Gone(
-                TimeLimitError.exit_code,
-                f"took longer than {self.timeout_s:g} s and could not be interrupted; its process was ended",
-            )
+            raise too_long(self.timeout_s)
         try:
             value = pipe.recv()
         except (EOFError, OSError):
             self._process.join()
-            raise _Gone(OmniError.exit_code, f"ended its process ({_ending(self._process.exitcode)})") from None
+            raise Gone(OmniError.exit_code, f"ended its process ({_ending(self._process.exitcode)})") from None
         if isinstance(value, DeviceLostError):
-            raise _Gone(OmniError.exit_code, str(value))
+            raise Gone(OmniError.exit_code, str(value))
         if isinstance(value, Exception):
             raise value
         return value

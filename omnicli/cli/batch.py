@@ -31,6 +31,7 @@ Examples:
   omni batch films/ -q "What is the secret number?" -o answers.jsonl
   omni batch "archive/**/*.mkv" -q "Who speaks first?" -q "Who speaks last?" -o answers.jsonl --timeout 600 --fit
   omni batch --manifest questions.csv -o answers.jsonl --retry-failed
+  omni batch /shared/films -q "Who speaks first?" -o answers.jsonl --ray --address auto
   find films -name "*.mp4" -print0 | omni batch -0 -q "Who speaks last?" | jq -r .answer"""
 
 STDIN = "-"
@@ -79,6 +80,20 @@ def batch(
             help="Work in a process of its own, that is replaced if it dies or hangs, or in this one.",
         ),
     ] = True,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Work on a Ray cluster, one worker for each GPU or for two CPUs.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="ADDRESS",
+            help="Of the cluster: HOST:PORT, or auto for this machine's; else RAY_ADDRESS, else this machine alone.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Workers on the cluster, sharing its CPUs.")
+    ] = None,
     evidence: opt.EvidenceFlag = False,
     no_cache: opt.NoCacheFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors that end the run.")] = False,
@@ -110,6 +125,7 @@ def batch(
         raise UsageError(f"-o {output}: the folder {output.parent} does not exist")
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout must be above 0, not {timeout:g}")
+    cluster = _on_cluster(ray, address, workers, isolate, device)
     asked = _questions(questions or [])
     settings = opt.overrides(
         sets,
@@ -143,7 +159,7 @@ def batch(
 
                 cache = None if no_cache else defaults.open_cache()
                 worker = Worker(config, timeout, fit, cache=cache, evidence=evidence)
-                answerer = stack.enter_context(_answering(worker, isolate, display))
+                answerer = stack.enter_context(_answering(worker, isolate, cluster, display))
                 runner.run(left, answerer, sink, skipped=partial(rows.skipped, config=config), tell=display.tell)
         except KeyboardInterrupt:
             if output is not None:
@@ -220,11 +236,30 @@ def _settings_key(config: Config) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
+def _on_cluster(
+    ray: bool, address: str | None, workers: int | None, isolate: bool, device: str | None
+) -> dict[str, Any] | None:
+    """Return what `omnicli.batch.ray.Cluster` is made with, after what can be checked at once; None without --ray."""
+    if not ray:
+        if address is not None or workers is not None:
+            raise UsageError(f"{'--address' if address is not None else '--workers'} has no meaning without --ray")
+        return None
+    if not isolate:
+        raise UsageError("--no-isolate has no meaning with --ray")
+    if device is not None and device.startswith("cuda:"):
+        raise UsageError(f"--device {device} has no meaning with --ray, which hands out the GPUs; write cuda")
+    from omnicli.batch.ray import check
+
+    check(address)
+    return {"address": address, "workers": workers}
+
+
 @contextlib.contextmanager
-def _answering(worker: Worker, isolate: bool, display: Display) -> Iterator[Answering]:
-    """Return who answers: the worker in this process or in one of its own."""
+def _answering(worker: Worker, isolate: bool, cluster: dict[str, Any] | None, display: Display) -> Iterator[Answering]:
+    """Return who answers: the worker in this process, in one of its own, or workers on a cluster."""
     from omnicli.batch import rows
     from omnicli.batch.isolate import Isolated
+    from omnicli.batch.ray import Cluster
     from omnicli.cli import answering
 
     if worker.config.model == "pocket":
@@ -236,8 +271,21 @@ def _answering(worker: Worker, isolate: bool, display: Display) -> Iterator[Answ
     def failed(item: Any, code: int, message: str, seconds: float) -> Row:
         return rows.failed(item, worker.config, code, message, seconds)
 
-    with Isolated(worker, failed, worker.timeout_s, setup=partial(opt.set_verbose, opt.is_verbose())) as isolated:
-        yield isolated
+    verbose = opt.is_verbose()
+    setup = partial(opt.set_verbose, verbose)
+    if cluster is None:
+        with Isolated(worker, failed, worker.timeout_s, setup=setup) as isolated:
+            yield isolated
+        return
+    gpus = worker.config.device != "cpu"
+    # Ray prints its own messages on stdout, where rows may go; `Display` keeps the real one.
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(sys.stderr if verbose else nowhere),
+        Cluster(worker, failed, worker.timeout_s, setup=setup, gpus=gpus, verbose=verbose, **cluster) as many,
+    ):
+        display.note(many.told())
+        yield many
 
 
 class Display:
@@ -245,6 +293,7 @@ class Display:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self.out = sys.stdout
         self.live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.start = time.monotonic()
         self.done = self.failed = self.total = 0
@@ -259,7 +308,7 @@ class Display:
     def row(self, row: Row) -> None:
         """Write a row to stdout, which may be the same terminal."""
         self.clear()
-        render.print_json(row)
+        render.print_json(row, out=self.out)
 
     def begin(self, jobs: Sequence[Job], left: Sequence[Job]) -> None:
         """Say how much there is to do."""
