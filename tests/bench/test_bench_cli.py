@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from omnicli import pipeline
 from omnicli.cli import bench as command
 from omnicli.llm import reader
 
@@ -155,7 +154,7 @@ def test_out_of_memory_stands_in_its_row(bench, monkeypatch):
 
 
 def _fail(monkeypatch, name, error):
-    real = pipeline.prefill
+    real = reader.prefill
 
     def prefill(*args, pruner, **kwargs):
         if pruner.name == name:

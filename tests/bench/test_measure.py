@@ -215,7 +215,7 @@ def _raise(error):
 
 def _fails(monkeypatch, name, error, after):
     """Let one method's ``after``-th prefill fail; return the names of the methods that were run."""
-    real, calls = pipeline.prefill, []
+    real, calls = reader.prefill, []
 
     def prefill(*args, pruner, **kwargs):
         calls.append(pruner.name)

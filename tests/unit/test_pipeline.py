@@ -121,8 +121,9 @@ def test_stages_add_up_to_the_wall_time_and_hold_the_shared_ones(two):
         stages = {name: s for name, s in answer.stages.items() if name != "select_in_llm"}
         assert sum(stages.values()) == pytest.approx(answer.wall_s, rel=0.05, abs=0.02)
         assert answer.time_to_first_token_s <= answer.wall_s
-        for name in ("probe", "decode_video", "decode_audio", "encode_video", "encode_audio", "prefill", "generate"):
+        for name in ("probe", "encode_video", "encode_audio", "prefill", "generate"):
             assert answer.stages[name] > 0, name
+        assert answer.stages["decode_video"] + answer.stages["decode_audio"] > 0, "one of them comes first"
         assert set(answer.busy) == {"decode_video", "decode_audio", "preprocess"} and min(answer.busy.values()) > 0
     assert answers[0].stages["encode_video"] == answers[1].stages["encode_video"]
 
