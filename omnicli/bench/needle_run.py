@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from omnicli import facts, pipeline
+from omnicli.bench import memory
 from omnicli.bench.needle import FPS, QUESTION, Grid, Needle, found, make_needle
 from omnicli.bench.needle_film import Haystack, Prefix
 from omnicli.config import Config, MediaConfig
@@ -277,7 +278,7 @@ class Run:
         except MemoryLimitError as error:
             self._fail(contender, prefix.duration_s, error)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if memory.failure(error) is None:
                 raise
             text = f"{contender.label}: out of memory at {prefix.duration_s:g} s; end it earlier (--up-to)"
             self._fail(contender, prefix.duration_s, MemoryLimitError(text))
@@ -373,10 +374,6 @@ def _means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _machine() -> str:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {where}"
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def table(report: dict[str, Any]) -> list[list[str]]:

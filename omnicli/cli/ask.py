@@ -68,23 +68,22 @@ def ask(
     The answer appears on stdout as it is written; progress, notes and the table of stages go to stderr.
     With --json each question gives one JSON object on one line (docs/json.md).
     """
-    opt.check_span(start, end)
+    settings = opt.asked(
+        sets,
+        fps=fps,
+        max_frames=max_frames,
+        start=start,
+        end=end,
+        audio=audio,
+        subtitles=subtitles,
+        require_audio=require_audio,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
     if clip_dir is not None and clip_dir.exists() and not clip_dir.is_dir():
         raise UsageError(f"--clip-dir {clip_dir}: is not a folder")
     questions = read_questions(question, more)
-    settings = opt.overrides(
-        sets,
-        media__fps=fps,
-        media__max_frames=max_frames,
-        media__start=start,
-        media__end=end,
-        media__audio=audio.value if audio else None,
-        media__subtitles=subtitles,
-        media__require_audio=True if require_audio else None,
-        generate__max_new_tokens=max_new_tokens,
-        generate__temperature=temperature,
-        generate__seed=seed,
-    )
     from omnicli.cli import answering, defaults
     from omnicli.timing import StageClock
 

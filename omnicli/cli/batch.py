@@ -118,7 +118,18 @@ def batch(
     Rows are those of `omni ask --json` and, where there is no answer, say why (docs/json.md). With -o, answers that are
     there already are not computed again, however the files are called now; a run that was stopped goes on.
     """
-    opt.check_span(start, end)
+    settings = opt.asked(
+        sets,
+        fps=fps,
+        max_frames=max_frames,
+        start=start,
+        end=end,
+        audio=audio,
+        require_audio=require_audio,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
     if output is None and (retry_failed or force):
         raise UsageError(f"{'--force' if force else '--retry-failed'} has no meaning without -o FILE")
     if output is not None and not output.absolute().parent.is_dir():
@@ -127,18 +138,6 @@ def batch(
         raise UsageError(f"--timeout must be above 0, not {timeout:g}")
     cluster = _on_cluster(ray, address, workers, isolate, device)
     asked = _questions(questions or [])
-    settings = opt.overrides(
-        sets,
-        media__fps=fps,
-        media__max_frames=max_frames,
-        media__start=start,
-        media__end=end,
-        media__audio=audio.value if audio else None,
-        media__require_audio=True if require_audio else None,
-        generate__max_new_tokens=max_new_tokens,
-        generate__temperature=temperature,
-        generate__seed=seed,
-    )
     display = Display(quiet)
     wanted = _wanted(paths or [], manifest, null, asked, display)
     from omnicli.batch import items, runner

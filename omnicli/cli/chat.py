@@ -84,18 +84,17 @@ def chat(
     line on stdout: the answer, empty if there is none, or with --json an object (docs/json.md). A line that fails does
     not stop the others; the exit code is that of the first one.
     """
-    opt.check_span(start, end)
-    settings = opt.overrides(
+    settings = opt.asked(
         sets,
-        media__fps=fps,
-        media__max_frames=max_frames,
-        media__start=start,
-        media__end=end,
-        media__audio=audio.value if audio else None,
-        media__subtitles=subtitles,
-        generate__max_new_tokens=max_new_tokens,
-        generate__temperature=temperature,
-        generate__seed=seed,
+        fps=fps,
+        max_frames=max_frames,
+        start=start,
+        end=end,
+        audio=audio,
+        subtitles=subtitles,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
     )
     from omnicli.cli import answering, defaults
     from omnicli.timing import StageClock

@@ -79,6 +79,32 @@ def check_span(start_s: float | None, end_s: float | None) -> None:
         raise UsageError(f"--end {end_s:g} s is not after --start {start_s or 0.0:g} s")
 
 
+_SAMPLED = ("fps", "max_frames", "start", "end", "audio", "subtitles", "require_audio")
+_WRITTEN = ("max_new_tokens", "temperature", "seed")
+
+
+def asked(sets: list[str] | None, **flags: Any) -> list[str]:
+    """Return `overrides` of the options for sampling a film and for writing answers, by the options' own names.
+
+    None and False mean "not given".
+
+    Raises
+    ------
+    UsageError
+        The stretch of the film ends before it starts.
+    """
+    check_span(flags.get("start"), flags.get("end"))
+    named: dict[str, Any] = {}
+    for section, names in (("media", _SAMPLED), ("generate", _WRITTEN)):
+        for name in names:
+            value = flags.pop(name, None)
+            value = value.value if isinstance(value, Enum) else value
+            named[f"{section}__{name}"] = None if value is False else value
+    if flags:
+        raise TypeError(f"no such options: {', '.join(flags)}")
+    return overrides(sets, **named)
+
+
 class AudioChoice(str, Enum):
     """What to do with the sound track."""
 

@@ -44,15 +44,8 @@ def plan(
 
     Nothing is decoded or loaded; models whose weights are not here can be named too. Exit 0: it fits, 4: it does not.
     """
-    opt.check_span(start, end)
-    settings = opt.overrides(
-        sets,
-        media__fps=fps,
-        media__max_frames=max_frames,
-        media__start=start,
-        media__end=end,
-        media__audio=audio.value if audio else None,
-        generate__max_new_tokens=max_new_tokens,
+    settings = opt.asked(
+        sets, fps=fps, max_frames=max_frames, start=start, end=end, audio=audio, max_new_tokens=max_new_tokens
     )
     from omnicli import plan as planning
     from omnicli.cli import answering
