@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 from omnicli import fingerprint, tokenfile
 
 if TYPE_CHECKING:
-    from omnicli.config import MediaConfig
     from omnicli.encode import Encoded
     from omnicli.media.probe import MediaInfo
     from omnicli.models.base import OmniModel
+    from omnicli.settings import MediaConfig
     from omnicli.timing import StageClock
 
 CACHE_VERSION = 1

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omnicli import config, registry
+from omnicli import config, registry, settings
 from omnicli.compress.base import Compressor
 
 HEADER = "<!-- Made by `python -m omnicli.docs` from the code; change the code, not this file. -->\n"
@@ -92,10 +92,10 @@ def render_presets() -> str:
         flat, plain = _flat(data, preset.method), _flat(default, preset.method)
         changed = [f"`{key}={_plain(value)}`" for key, value in flat.items() if value != plain[key]]
         changed += [f"`{key}={data[key]}`" for key in ("model", "device", "dtype") if data[key] != default[key]]
-        settings = ", ".join(changed) or "-"
-        lines.append(f"| {preset.name} | {preset.method} | {_cell(preset.description)} | {settings} |")
+        cell = ", ".join(changed) or "-"
+        lines.append(f"| {preset.name} | {preset.method} | {_cell(preset.description)} | {cell} |")
     lines += ["", "## What every preset can set", "", "| setting | default | type | meaning |", "|---|---|---|---|"]
-    for section, cls in (("media", config.MediaConfig), ("generate", config.GenerateConfig)):
+    for section, cls in (("media", settings.MediaConfig), ("generate", settings.GenerateConfig)):
         told = parameters(cls)
         for f in dataclasses.fields(cls):
             kind, text = told.get(f.name, ("", ""))

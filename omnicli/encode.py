@@ -25,8 +25,8 @@ from omnicli.models.base import EncodedAudio, EncodedClip, EncodedVideo, OmniMod
 from omnicli.types import MediaUsed
 
 if TYPE_CHECKING:
-    from omnicli.config import MediaConfig
     from omnicli.media.probe import MediaInfo
+    from omnicli.settings import MediaConfig
     from omnicli.timing import StageClock
 
 Progress = Callable[[str, float, "float | None"], None]

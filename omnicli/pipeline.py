@@ -25,7 +25,8 @@ from omnicli.types import Answer, Modality
 
 if TYPE_CHECKING:
     from omnicli.cache import Cache
-    from omnicli.config import Config, MediaConfig
+    from omnicli.config import Config
+    from omnicli.settings import MediaConfig
 
 OnText = Callable[[int, str], None]
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from omnicli import machine
-from omnicli.config import Config, MediaConfig, load_config
+from omnicli.config import Config, load_config
 from omnicli.errors import MediaError, MemoryLimitError, ModelError, UnknownFamilyError
 from omnicli.media import sampling
+from omnicli.settings import MediaConfig
 
 if TYPE_CHECKING:
     from omnicli.media.probe import MediaInfo

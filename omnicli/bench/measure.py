@@ -26,7 +26,8 @@ from omnicli.models.base import CAPTURES, KEYS, OmniModel
 from omnicli.timing import PARTS, Times
 
 if TYPE_CHECKING:
-    from omnicli.config import Config, MediaConfig
+    from omnicli.config import Config
+    from omnicli.settings import MediaConfig
     from omnicli.types import Answer, MediaUsed
 
 REFERENCE = "full"

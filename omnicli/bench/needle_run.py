@@ -23,12 +23,13 @@ from omnicli import facts, pipeline
 from omnicli.bench import memory
 from omnicli.bench.needle import FPS, QUESTION, Grid, Needle, found, make_needle
 from omnicli.bench.needle_film import Haystack, Prefix
-from omnicli.config import Config, MediaConfig
+from omnicli.config import Config
 from omnicli.encode import Progress
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError, UsageError
 from omnicli.journal import JsonLines
 from omnicli.media.probe import MediaInfo
 from omnicli.models.base import CAPTURES, KEYS, OmniModel
+from omnicli.settings import MediaConfig
 from omnicli.train.pocket_eval import wilson
 
 SCHEMA = 1

@@ -26,8 +26,8 @@ from omnicli.media.container import DecodeStats
 from omnicli.media.probe import MediaInfo, probe
 
 if TYPE_CHECKING:
-    from omnicli.config import MediaConfig
     from omnicli.models.base import OmniModel
+    from omnicli.settings import MediaConfig
 
 HELD_FRAMES, HELD_BLOCKS = 128, 150
 """Most frames and 2-second blocks of sound held in memory for encoding."""

@@ -21,8 +21,9 @@ from omnicli.timing import StageClock
 
 if TYPE_CHECKING:
     from omnicli.bench.table import Sheet
-    from omnicli.config import Config, MediaConfig
+    from omnicli.config import Config
     from omnicli.models.base import OmniModel
+    from omnicli.settings import MediaConfig
 
 EXAMPLES = """\b
 Examples:

@@ -187,7 +187,7 @@ def _contenders(
     """Resolve presets; ``choice`` is model, device, dtype and the largest frame, from options."""
     from omnicli.bench.needle_run import Contender, sampled_alike
     from omnicli.cli import answering, defaults
-    from omnicli.config import MediaConfig
+    from omnicli.settings import MediaConfig
 
     labels = list(presets or []) or [defaults.load_defaults().preset or defaults.FALLBACK_PRESET]
     if twice := [label for label in labels if labels.count(label) > 1]:

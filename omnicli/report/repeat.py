@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from omnicli.config import GenerateConfig, MediaConfig, find_preset
+from omnicli.config import find_preset
 from omnicli.errors import ConfigError
 from omnicli.report.rows import Row
+from omnicli.settings import GenerateConfig, MediaConfig
 from omnicli.strict import read_mapping
 
 _FALLBACK = "avoc"

@@ -12,9 +12,10 @@ from omnicli import pipeline
 from omnicli.bench import measure as room
 from omnicli.bench import memory, rig, rows
 from omnicli.bench.measure import Measured, Run, Variant, comparable, measure, passes
-from omnicli.config import MediaConfig, load_config
+from omnicli.config import load_config
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, ModelError
 from omnicli.llm import reader
+from omnicli.settings import MediaConfig
 from omnicli.timing import StageClock
 from tests import tiny
 

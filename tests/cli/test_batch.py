@@ -283,9 +283,10 @@ def test_ctrl_c_leaves_whole_rows(batch, archive, tmp_path, monkeypatch):
 def start(*argv, cwd):
     script = (
         "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored\n"
         "from omnicli.cli.main import main\n"
-        "if __name__ == '__main__':\n    main(sys.argv[1:])\n"
+        "if __name__ == '__main__':  # not in the worker, which imports this file too and ignores Ctrl-C\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored\n"
+        "    main(sys.argv[1:])\n"
     )
     (cwd / "run.py").write_text(script)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -23,13 +23,14 @@ from safetensors.torch import load_file, save_file
 from omnicli import cache as room
 from omnicli import fingerprint, pipeline, tokenfile
 from omnicli.cache import Cache
-from omnicli.config import MediaConfig, load_config
+from omnicli.config import load_config
 from omnicli.encode import Encoded
 from omnicli.errors import MediaError
 from omnicli.media.frames import FrameTable
 from omnicli.media.probe import AudioStream, MediaInfo, SubtitleStream, VideoStream, probe
 from omnicli.models.base import EncodedClip
 from omnicli.models.loading import load_model
+from omnicli.settings import MediaConfig
 from omnicli.timing import StageClock
 from omnicli.types import MediaTokens, MediaUsed
 from tests import tiny

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from omnicli import config, docs, registry
+from omnicli import config, docs, registry, settings
 
 FOLDER = Path(docs.__file__).resolve().parent.parent / "docs"
 
@@ -28,7 +28,7 @@ def test_pages_name_everything():
 
 
 def test_every_setting_is_documented_with_a_type():
-    for cls in (config.MediaConfig, config.GenerateConfig, *registry.methods().values()):
+    for cls in (settings.MediaConfig, settings.GenerateConfig, *registry.methods().values()):
         told = docs.parameters(cls)
         for field in dataclasses.fields(cls):
             kind, text = told[field.name]

@@ -251,9 +251,9 @@ def test_what_every_layer_read_is_reported(folder):
 
 
 def _encoded(path, model, **settings):
-    from omnicli.config import MediaConfig
     from omnicli.encode import encode
     from omnicli.media.probe import probe
+    from omnicli.settings import MediaConfig
 
     quiet = {"clock": StageClock(), "progress": lambda *_: None, "capture": frozenset()}
     return encode(probe(path), MediaConfig(**settings), model, **quiet)
