@@ -24,10 +24,10 @@ from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.limit import time_limit
 from omnicli.bench import memory
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError
+from omnicli.fit import smaller
 from omnicli.llm.reader import Reader
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.loading import load_model
-from omnicli.plan import smaller
 from omnicli.timing import StageClock
 
 if TYPE_CHECKING:

@@ -141,8 +141,8 @@ def begin(
     ------
     MediaError, MemoryLimitError, ModelError
     """
+    from omnicli.fit import fitted
     from omnicli.media.probe import MediaInfo, probe
-    from omnicli.plan import fitted
 
     if config.media.subtitles not in ("auto", "off"):
         check_media(config.media.subtitles)

@@ -10,7 +10,8 @@ from omnicli import render
 from omnicli.cli import options as opt
 
 if TYPE_CHECKING:
-    from omnicli.plan import Change, Plan
+    from omnicli.fit import Change
+    from omnicli.plan import Plan
 
 EXAMPLES = """\b
 Examples:
@@ -47,6 +48,7 @@ def plan(
     settings = opt.asked(
         sets, fps=fps, max_frames=max_frames, start=start, end=end, audio=audio, max_new_tokens=max_new_tokens
     )
+    from omnicli import fit
     from omnicli import plan as planning
     from omnicli.cli import answering
     from omnicli.errors import MemoryLimitError
@@ -56,7 +58,7 @@ def plan(
     config = answering.resolve(preset, settings, model, device, dtype)
     info = probe(path)
     made = planning.make_plan(info, config)
-    found = [] if made.fits else planning.changes(info, config, made)
+    found = [] if made.fits else fit.changes(info, config, made)
     if json_out:
         render.print_json(planning.to_dict(info, config, made, found))
     else:

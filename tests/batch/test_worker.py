@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnicli import pipeline
-from omnicli import plan as planning
+from omnicli import fit, pipeline
 from omnicli.batch import runner, worker
 from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.items import Wanted, plan
@@ -167,11 +166,11 @@ def test_what_fit_asks_with():
         ("avoc-10", "avoc.retention=0.05", 0.05),
         ("random-10", "random.retention=0.05", 0.05),
     ):
-        config, what = planning.smaller(load_config(preset))
+        config, what = fit.smaller(load_config(preset))
         assert what == setting and config.compressor.retention == kept and config.preset == preset
     for preset in ("full", "seats-10", "fastv-25"):
         old = load_config(preset, ["media.fps=2"])
-        config, what = planning.smaller(old)
+        config, what = fit.smaller(old)
         assert (config.method, config.preset, what) == ("avoc", "avoc", "preset avoc")
         assert config.media == old.media and config.generate == old.generate
         assert not config.compressor.needs - old.compressor.needs, "the film was encoded without what it needs"
@@ -184,7 +183,7 @@ def test_a_context_that_is_too_small_is_met_by_fit(do, model, monkeypatch):
     rows = do("a.mp4", config=plain, questions=["why?"])
     assert statuses(rows) == ["failed"] and rows[0]["error"]["code"] == 4
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "load_config", lambda name: load_config(name, ["avoc.tokens=16"]))
+        patch.setattr(fit, "load_config", lambda name: load_config(name, ["avoc.tokens=16"]))
         (row,) = do("a.mp4", config=plain, questions=["why?"], fit=True)
     assert row["status"] == "ok" and row["preset"] == "avoc"
     assert "do not fit the model's context" in row["warnings"][0] and "preset avoc (--fit)" in row["warnings"][0]

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from omnicli import machine, registry
+from omnicli import fit, machine, registry
 from omnicli import plan as planning
 from omnicli.config import list_presets, load_config
 from omnicli.errors import MediaError, MemoryLimitError, ModelError, UnknownFamilyError
@@ -156,11 +156,11 @@ def test_an_hour_of_full_tokens_is_refused_and_the_remedy_fits(film, room):
     plan = planning.make_plan(info, settings)
     assert plan.encoded[1] == 90_000 and plan.position > plan.trained
     assert not plan.fits and "context of qwen2.5-omni-7b, 32,768" in plan.problems[0]
-    found = planning.changes(info, settings, plan)
+    found = fit.changes(info, settings, plan)
     assert found[0].text == "--preset avoc" and all(c.plan.fits for c in found) and len(found) <= 3
     with pytest.raises(MemoryLimitError, match="try --preset avoc"):
-        planning.fitted(info, settings, fit=False)
-    changed, note = planning.fitted(info, settings, fit=True)
+        fit.fitted(info, settings, fit=False)
+    changed, note = fit.fitted(info, settings, fit=True)
     assert changed.method == "avoc" and "--fit" in note
 
 
@@ -172,10 +172,10 @@ def test_memory_decides_and_fit_never_takes_another_model(film, room):
     room(card=12 * GIB)
     plan = planning.make_plan(info, settings)
     assert not plan.fits and "on a card, where 12.0 GiB are free" in plan.problems[0]
-    found = planning.changes(info, settings, plan)
+    found = fit.changes(info, settings, plan)
     assert [c.text for c in found] == ["--model qwen2.5-omni-3b"]
     with pytest.raises(MemoryLimitError):
-        planning.fitted(info, settings, fit=True)
+        fit.fitted(info, settings, fit=True)
     room(host=36 * GIB, card=None)
     plan = planning.make_plan(info, settings)
     assert plan.device is None and plan.dtype == "float32" and plan.host > 33 * GIB
@@ -187,7 +187,7 @@ def test_bad_input_is_told(film, room, tmp_path):
         planning.make_plan(info, config("qwen25-omni-7b"))
     with pytest.raises(UnknownFamilyError, match="full size"):
         planning.make_plan(info, config("dummy:qwen2.5-omni-7b,layers=2"))
-    assert planning.fitted(info, config("dummy:qwen2.5-omni-7b,layers=2"), fit=False)[1] is None
+    assert fit.fitted(info, config("dummy:qwen2.5-omni-7b,layers=2"), fit=False)[1] is None
     with pytest.raises(MediaError, match="nothing from 100 s on"):
         planning.make_plan(info, config("pocket", "full", "media.start=100"))
     with pytest.raises(ModelError, match="not available"):
