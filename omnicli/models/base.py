@@ -36,7 +36,8 @@ SALIENCY = "saliency"
 PAIR_SALIENCY = "pair_saliency"
 POOLED_SALIENCY = "pooled_saliency"
 KEYS = "keys"
-CAPTURES = frozenset({SALIENCY, PAIR_SALIENCY, POOLED_SALIENCY, KEYS})
+SALIENCIES = frozenset({SALIENCY, PAIR_SALIENCY, POOLED_SALIENCY})
+CAPTURES = SALIENCIES | {KEYS}
 """Names that ``capture`` may hold. ``keys`` fills the field of its name in `MediaTokens`, the others (one at a time)
 fill ``saliency``: attention received by a picture's patches within their own frame group, within two consecutive ones
 (SEATS), or from the group's mean query (FastVID). Sound has one kind of saliency, within its windows."""
