@@ -207,11 +207,12 @@ def describe(name: str, folder: Path, revision: str) -> dict[str, Any]:
     ModelError
         There is no readable config.json.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text = (config.get("thinker_config") or config).get("text_config") or config
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{name}: no readable config.json in {folder}") from error
+    from omnicli.models.checkpoint import read_config
+
+    config = read_config(name, folder)
+    text = config.get("thinker_config") or config
+    text = (text.get("text_config") if isinstance(text, dict) else None) or config
+    text = text if isinstance(text, dict) else {}
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """From a model's name to a loaded model. Never touches the network; only safetensors are read.
 
 A name is a short name, ``dummy:SIZE`` for random weights, a folder, or a hub id that is in the local hub cache; a short
-name or hub id may end in ``@REVISION``. The family is found by the ``model_type`` in ``config.json``. Nothing here knows
+name or hub id may end in ``@REVISION``. The family is found by the ``model_type`` in ``config.json``. Not known here:
 what is inside a family, nor which there are: short names and the names of random weights are the families' own
 (`OmniModel.short_names`, ``dummies``).
 """
@@ -104,6 +104,7 @@ def find_facts(name: str) -> tuple[Facts, str | None]:
             raise
         return size[0].read(name, size[0].released(size[1])), size[1]
     config = checkpoint.read_config(name, folder)
+    checkpoint.check_settings(name, folder)
     found = _facts(name, config, folder)
     if found is not None:
         return found, None
@@ -225,7 +226,7 @@ def hub_id(name: str) -> tuple[str, str | None]:
         if base.lower() in facts.short_names:
             return facts.short_names[base.lower()], revision or None
     if base == "pocket":
-        raise ModelError("pocket is a part of omni; it is not on the hub and has no revisions")
+        raise ModelError("the pocket model is a part of omni: it is not on the hub and has no revisions")
     dummies: list[str] = []
     unusable: list[ModelError] = []
     for family in _families("", unusable):

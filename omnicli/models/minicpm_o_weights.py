@@ -255,7 +255,7 @@ def load_tokenizer(name: str, folder: Path) -> Any:
     """Load the checkpoint's tokenizer files as Qwen2's, which they are; the class they name is remote code."""
     try:
         tokenizer = transformers.Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
     if unknown := [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]:
         raise ModelError(f"{name}: no usable tokenizer in {folder} (it does not know {unknown[0]})")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from omnicli.errors import ModelError
-from omnicli.models import chat, layout
+from omnicli.models import chat, checkpoint, layout
 from omnicli.models.attention import causal_attention, last_query_attention
 from omnicli.models.base import (
     AudioEncoder,
@@ -134,11 +134,10 @@ class QwenOmni(OmniModel):
                     **cls.load_options,
                 )
             except RuntimeError as error:
-                if "conversion of the weights" not in str(error) and "size mismatch" not in str(error):
+                problems = cls.account(name, folder, checkpoint.all_shapes(name, folder))
+                if not problems:
                     raise
-                raise ModelError(
-                    f"{name}: weights in {folder} are missing or do not fit its config.json; download it again"
-                ) from error
+                raise ModelError(f"{name}: in {folder} {problems[0]}") from error
             thinker, info = loaded
             tokenizer = chat.load_tokenizer(name, folder)
         if missing := sorted(info["missing_keys"]):

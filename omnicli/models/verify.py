@@ -6,11 +6,12 @@ Loads no weight, but reads every byte. Knows no family: which weights belong the
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from omnicli.errors import ModelError
+from omnicli.errors import ModelError, UnknownFamilyError
 from omnicli.models import checkpoint, hub, loading
 
 
@@ -98,7 +99,8 @@ def _check_weights(name: str, folder: Path, found: Verdict) -> None:
     from safetensors import SafetensorError, safe_open
 
     family = loading.find_family(name, folder)
-    checkpoint.check_settings(name, folder)
+    with suppress(UnknownFamilyError):
+        loading.find_facts(name)
     shapes: dict[str, tuple[int, ...]] = {}
     where: dict[str, str] = {}
     index, whole = checkpoint.weight_index(name, folder), True
@@ -123,7 +125,10 @@ def _check_weights(name: str, folder: Path, found: Verdict) -> None:
         return
     if index is not None and index != where:
         wrong = sorted(key for key in index.keys() | where.keys() if index.get(key) != where.get(key))
-        found.problems.append(f"{checkpoint.INDEX}: {len(wrong)} weights are elsewhere, the first is {wrong[0]}")
+        found.problems.append(
+            f"{checkpoint.INDEX}: {len(wrong)} weights are not where it says, the first is {wrong[0]}"
+        )
+        return
     problems = family.account(name, folder, shapes)
     if problems is not None:
         found.accounted = not problems
