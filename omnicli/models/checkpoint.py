@@ -40,22 +40,26 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
 def check_settings(name: str, folder: Path) -> None:
     """Raise `ModelError` unless every JSON file of a checkpoint can be read."""
     for file in sorted(folder.glob("*.json")):
-        _object(name, file)
+        _parse(name, file)
 
 
 def _object(name: str, file: Path) -> dict[str, Any]:
     """Return a JSON file's object; FileNotFoundError if there is no file, `ModelError` for all else."""
+    value = _parse(name, file)
+    if not isinstance(value, dict):
+        raise ModelError(f"{name}: {file} is damaged (it holds no settings); {again(name)}")
+    return value
+
+
+def _parse(name: str, file: Path) -> Any:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ModelError(f"{name}: {file} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{name}: {file} cannot be read ({error.__class__.__name__}); {again(name)}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{name}: {file} cannot be read (no object); {again(name)}")
-    return value
 
 
 def later_version(config: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ BAD = {
     "only .bin": (pickles, "holds no safetensors"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "config no JSON": (lambda f: (f / "config.json").write_text('{"model_type":'), "config.json cannot be read"),
-    "config no object": (lambda f: (f / "config.json").write_text("[]"), "config.json cannot be read"),
+    "config no object": (lambda f: (f / "config.json").write_text("[]"), "config.json is damaged"),
     "config no text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json cannot be read"),
     "config half": (lambda f: (f / "config.json").write_text('{"model_type": "qwen2_5_omni"}'), "qwen2_5_omni"),
     "config of nonsense": (lambda f: configure(f, text_config=5), "qwen2_5_omni"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -198,6 +199,18 @@ def test_no_hub(pull, server):
     server.broken = True
     result = pull(NAME)
     assert result.code == 5 and "answered 500" in result.error_line()
+
+
+def test_a_disk_that_runs_full_and_a_folder_that_may_not_be_written():
+    from omnicli.errors import ModelError
+    from omnicli.models.hub import _told
+
+    for error, words in (
+        (OSError(errno.ENOSPC, "No space left on device"), "is full; make room and pull again to go on"),
+        (PermissionError(errno.EACCES, "Permission denied", "/hub/blobs"), "some/tiny: /hub/blobs: Permission denied"),
+    ):
+        with pytest.raises(ModelError, match=re.escape(words)), _told(NAME, None):
+            raise error
 
 
 def test_names_that_are_no_models(pull):
