@@ -119,7 +119,7 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
     ModelError
         An unknown or damaged model, or one of which nothing is known without its code.
     """
-    from omnicli.models import loading
+    from omnicli.models import checkpoint, loading
 
     name = config.model or "pocket"
     facts, size = loading.find_facts(name)
@@ -127,8 +127,8 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
         values = facts.parameters[size]
     else:
         folder, _ = loading.find_folder(name)
-        loading.check_weights(name, folder)
-        values = loading.count_weights(folder, facts.loads, facts.skips)
+        checkpoint.check_weights(name, folder)
+        values = checkpoint.count_weights(folder, facts.loads, facts.skips)
     return of(info, config, facts, values, name)
 
 

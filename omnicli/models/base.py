@@ -17,7 +17,7 @@ encoder feeds several LLM layers (deepstack) returns ``layer_features``; the lay
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -272,6 +272,22 @@ class OmniModel(abc.ABC):
     @abc.abstractmethod
     def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
         """Load a checkpoint folder in hub layout; raises `ModelError` if it is incomplete or of another kind."""
+
+    @classmethod
+    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
+        """Return what is wrong with a checkpoint's weights, a line each; None: the family cannot tell without loading.
+
+        Parameters
+        ----------
+        shapes : dict
+            Every weight in the folder's safetensors files.
+
+        Raises
+        ------
+        ModelError
+            The folder's settings are not the family's.
+        """
+        return None
 
     @classmethod
     @abc.abstractmethod

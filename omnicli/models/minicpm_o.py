@@ -22,7 +22,7 @@ in the picture. Not known here: files, methods.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,6 +112,11 @@ class MiniCPMO(OmniModel):
             parts = weights.load_parts(name, folder, settings, device, dtype)
         stop = chat.stop_ids(*weights.stop_settings(name, folder))
         return cls(parts, settings, tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
+
+    @classmethod
+    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """See `OmniModel.account`."""
+        return weights.account(weights.Settings.read(name, folder), shapes)
 
     @classmethod
     def dummy(

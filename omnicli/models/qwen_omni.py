@@ -9,7 +9,7 @@ media. Not known here: files, methods.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from omnicli.errors import ModelError
-from omnicli.models import chat, layout
+from omnicli.models import chat, checkpoint, layout
 from omnicli.models.attention import causal_attention, last_query_attention
 from omnicli.models.base import (
     AudioEncoder,
@@ -121,9 +121,11 @@ class QwenOmni(OmniModel):
     def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> QwenOmni:
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
         with chat.quiet():
+            config = cls._config(name, folder)
             try:
                 loaded: Any = cls.thinker_class.from_pretrained(
                     folder,
+                    config=config,
                     dtype=dtype,
                     attn_implementation="sdpa",
                     local_files_only=True,
@@ -132,17 +134,36 @@ class QwenOmni(OmniModel):
                     **cls.load_options,
                 )
             except RuntimeError as error:
-                if "conversion of the weights" not in str(error) and "size mismatch" not in str(error):
+                problems = cls.account(name, folder, checkpoint.all_shapes(name, folder))
+                if not problems:
                     raise
-                raise ModelError(
-                    f"{name}: weights in {folder} are missing or do not fit its config.json; download it again"
-                ) from error
+                raise ModelError(f"{name}: in {folder} {problems[0]}") from error
             thinker, info = loaded
             tokenizer = chat.load_tokenizer(name, folder)
         if missing := sorted(info["missing_keys"]):
             raise ModelError(f"{name}: {len(missing)} weights are missing in {folder}, the first is {missing[0]}")
         stop = chat.stop_ids(thinker.config, thinker.config.text_config, thinker.generation_config, tokenizer)
         return cls(thinker.to(device), tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
+
+    @classmethod
+    def _config(cls, name: str, folder: Path) -> Any:
+        """Return the stock configuration of a folder's thinker; `ModelError` if config.json is not one."""
+        from huggingface_hub.errors import StrictDataclassError
+
+        try:
+            return cls.thinker_class.config_class.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ModelError(f"{name}: config.json in {folder} is not that of a {cls.family} ({reason})") from error
+
+    @classmethod
+    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """See `OmniModel.account`."""
+        from omnicli.models.account import by_stock_loader
+
+        kept = {key: shape for key, shape in shapes.items() if not key.startswith(cls.facts_class.skips)}
+        with chat.quiet():
+            return by_stock_loader(cls.thinker_class, cls._config(name, folder), kept)
 
     @classmethod
     def dummy(

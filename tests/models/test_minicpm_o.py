@@ -491,9 +491,9 @@ def test_every_weight_is_accounted_for(folders, tmp_path):
         state["resampler.query"] = torch.zeros(32, 64)
 
     for change, expected in (
-        (cut, "2 weights are missing in {}, the first is apm.conv1.bias"),
-        (add, "2 weights are not MiniCPM-o 4.5's in {}, the first is apm.extra"),
-        (reshape, "1 weights have another shape than config.json says in {}, the first is resampler.query"),
+        (cut, "in {} 2 weights are missing, the first is apm.conv1.bias"),
+        (add, "in {} 2 weights are not this architecture's, the first is apm.extra"),
+        (reshape, "in {} 1 weights have another shape than config.json says, the first is resampler.query"),
     ):
         folder = shutil.copytree(folders["one"], tmp_path / change.__name__)
         change_weights(folder, change)
@@ -508,7 +508,7 @@ def test_wrong_settings_are_named(broken):
         ({"audio_config": config["audio_config"] | {"max_source_positions": 100}}, "too few for 30 seconds"),
         ({"hidden_size": 128}, "another shape"),
         ({"use_sliding_window": True}, "sliding windows"),
-        ({"drop_vision_last_layer": True}, "are not MiniCPM-o 4.5's"),
+        ({"drop_vision_last_layer": True}, "are not this architecture's"),
     ):
         (broken / "config.json").write_text(json.dumps(config | changes))
         assert expected in message(broken)

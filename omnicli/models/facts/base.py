@@ -152,6 +152,8 @@ class Facts(abc.ABC):
             return cls._read(config, pictures)
         except (KeyError, TypeError) as error:
             raise ModelError(f"{name}: config.json is not that of a {cls.family}: no {error}") from None
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"{name}: its settings are not those of a {cls.family} ({error})") from None
 
     @classmethod
     @abc.abstractmethod
