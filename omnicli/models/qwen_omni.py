@@ -9,6 +9,7 @@ media. Not known here: files, methods.
 from __future__ import annotations
 
 import abc
+import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +39,8 @@ from omnicli.models.preprocessing import WindowedAudioEncoder
 from omnicli.types import MediaTokens
 
 TRANSFORMERS = "5.23"
+_DO_NOT_FIT = ("conversion of the weights", "size mismatch", "ignore_mismatched_sizes")
+"""What transformers says when weights have other shapes than the configuration, or experts are missing."""
 
 
 def require_transformers(file: str) -> None:
@@ -82,6 +85,7 @@ class QwenOmni(OmniModel):
     joined_marks: ClassVar[bool]
     position_dtype: ClassVar[torch.dtype]
     sound_hop_s: ClassVar[float | None] = None
+    facts: QwenOmniFacts
 
     def __init__(
         self,
@@ -99,8 +103,7 @@ class QwenOmni(OmniModel):
         self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
         weight = thinker.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.facts = self.facts_class.read(name, config.to_dict(), folder)
-        self._take(self.facts)
+        self._take(self.facts_class.read(name, config.to_dict(), folder))
         self.position_axes = 3
         self._patch, self._merge, self._mel_bands = self.facts.patch, self.facts.merge, self.facts.mel_bands
         self.preprocessing = self.facts.pictures
@@ -120,6 +123,8 @@ class QwenOmni(OmniModel):
     @classmethod
     def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> QwenOmni:
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        cls.facts_class.read(name, settings, folder)  # what it lacks, transformers would take from the 7B
         with chat.quiet():
             try:
                 loaded: Any = cls.thinker_class.from_pretrained(
@@ -132,7 +137,7 @@ class QwenOmni(OmniModel):
                     **cls.load_options,
                 )
             except RuntimeError as error:
-                if "conversion of the weights" not in str(error) and "size mismatch" not in str(error):
+                if not any(sign in str(error) for sign in _DO_NOT_FIT):
                     raise
                 raise ModelError(
                     f"{name}: weights in {folder} are missing or do not fit its config.json; download it again"
@@ -158,21 +163,6 @@ class QwenOmni(OmniModel):
         """Return (stock thinker config, tokenizer) of ``size``, a value of ``dummies``; `ModelError` if unknown."""
 
     # ---- pictures ----
-
-    def frame_size(
-        self,
-        width: int,
-        height: int,
-        n_frames: int | None = None,
-        *,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        max_video_tokens: int | None = None,
-    ) -> tuple[int, int]:
-        """See `OmniModel.frame_size`; without a token budget the stock processor's sizes."""
-        return self.facts.frame_size(
-            width, height, n_frames, min_pixels=min_pixels, max_pixels=max_pixels, max_video_tokens=max_video_tokens
-        )
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
@@ -316,10 +306,6 @@ class QwenOmni(OmniModel):
     def rope(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin (1, n, head_dim) of multi-axis positions (3, n)."""
         return self._text.rotary_emb(self.thinker.lm_head.weight, position_ids[:, None])
-
-    def take(self, rope: tuple[Tensor, Tensor], index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """See `OmniModel.take`."""
-        return rope[0][:, index], rope[1][:, index]
 
     def _queries(self, attn: Any, x: Tensor) -> Tensor:
         """Return queries (1, heads, n, head_dim) of (n, D), not rotated."""
