@@ -211,6 +211,8 @@ class OmniModel(abc.ABC):
         As asked for by the user; commit of the hub snapshot or ``"local"``.
     folder : Path or None
         The checkpoint; None for random weights.
+    facts : Facts
+        Sizes and closed forms, read from the same configuration; see `_take`.
     fingerprint : str or None
         Equal for equal checkpoints, whatever they are called; None for random weights.
     device, dtype
@@ -246,6 +248,7 @@ class OmniModel(abc.ABC):
     name: str
     revision: str
     folder: Path | None
+    facts: Facts
     fingerprint: str | None = None
     device: torch.device
     dtype: torch.dtype
@@ -298,7 +301,7 @@ class OmniModel(abc.ABC):
 
     def _take(self, facts: Facts) -> None:
         """Take the sizes and rates that planning reads from the same configuration."""
-        d = facts.llm
+        self.facts, d = facts, facts.llm
         self.hidden_size, self.intermediate_size, self.depth = d.hidden_size, d.intermediate_size, d.depth
         self.heads, self.kv_heads, self.head_dim = d.heads, d.kv_heads, d.head_dim
         self.vocab_size, self.max_position, self.routed = d.vocab_size, facts.max_position, d.routed
@@ -308,7 +311,6 @@ class OmniModel(abc.ABC):
 
     # ---- media ----
 
-    @abc.abstractmethod
     def frame_size(
         self,
         width: int,
@@ -319,11 +321,15 @@ class OmniModel(abc.ABC):
         max_pixels: int | None = None,
         max_video_tokens: int | None = None,
     ) -> tuple[int, int]:
-        """Return (height, width) in pixels to decode frames at.
+        """Return (height, width) in pixels to decode frames at, as the family's facts say.
 
         Limits are pixels per frame, None takes the model's. ``max_video_tokens`` with ``n_frames`` lowers the upper
         limit so that all frames together stay under 90 % of that many tokens (never below 1.05 x the lower limit).
+        Where a frame's size does not decide about its tokens, it changes nothing.
         """
+        return self.facts.frame_size(
+            width, height, n_frames, min_pixels=min_pixels, max_pixels=max_pixels, max_video_tokens=max_video_tokens
+        )
 
     @abc.abstractmethod
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
@@ -378,11 +384,26 @@ class OmniModel(abc.ABC):
     def embed(self, ids: Tensor) -> Tensor:
         """Return the input embeddings (n, D) of token ids (n,)."""
 
-    @abc.abstractmethod
     def sequence(
         self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
     ) -> ModelInput:
-        """Return before | media | after as the LLM reads it; ``tokens`` is ``clip.tokens`` (None) or a selection."""
+        """Return before | media | after as the LLM reads it; ``tokens`` is ``clip.tokens`` (None) or a selection.
+
+        Text counts from 0 before the media and from the clip's ``next_position`` behind them, on every axis; a
+        selection leaves gaps, as if all had been read.
+        """
+        before, after = (torch.arange(ids.numel(), device=self.device) for ids in (prompt.before, prompt.after))
+        if clip is None:
+            embeds = self.embed(torch.cat([prompt.before, prompt.after]))
+            position_ids = torch.arange(len(embeds), device=self.device).expand(self.position_axes, -1)
+            return ModelInput(embeds, position_ids, slice(0, 0), len(embeds))
+        media = clip.tokens if tokens is None else tokens
+        after += int(clip.next_position)
+        embeds = torch.cat([self.embed(prompt.before), media.features.to(self.dtype), self.embed(prompt.after)])
+        axes = (self.position_axes, -1)
+        position_ids = torch.cat([before.expand(axes), media.position_ids, after.expand(axes)], 1)
+        span = slice(before.numel(), before.numel() + len(media))
+        return ModelInput(embeds, position_ids, span, clip.next_position + after.numel())
 
     def query(self, prompt: Prompt) -> Query:
         """Return the question as compression methods see it."""
@@ -394,9 +415,9 @@ class OmniModel(abc.ABC):
     def rope(self, position_ids: Tensor) -> Any:
         """Return what `layer` needs for rotary positions (axes, n); `take` indexes it."""
 
-    @abc.abstractmethod
     def take(self, rope: Any, index: Tensor | slice) -> Any:
-        """Return the rotary values of a subset of positions."""
+        """Return the rotary values of a subset of positions; ``rope`` is the pair of cos and sin (1, n, d)."""
+        return rope[0][:, index], rope[1][:, index]
 
     @abc.abstractmethod
     def layer(

@@ -5,6 +5,7 @@ Checked against the stock processor and ``get_rope_index`` in the tests.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -269,6 +270,14 @@ def assemble(
     )
     after = next_position(positions, run)
     return EncodedClip(tokens, after, positions.max().item(), video=groups > 0, audio=sounds > 0)
+
+
+def numbered(clip: EncodedClip, first: int) -> EncodedClip:
+    """Return a clip whose positions count its tokens from ``first`` on one axis, for LLMs with plain rotary values."""
+    n = len(clip.tokens)
+    positions = torch.arange(first, first + n, device=clip.tokens.features.device)
+    tokens = dataclasses.replace(clip.tokens, position_ids=positions[None])
+    return dataclasses.replace(clip, tokens=tokens, next_position=first + n, max_position=first + n - 1)
 
 
 def _spread(seconds: np.ndarray, cells: int) -> Tensor:

@@ -35,6 +35,12 @@ DTYPES = {
 }
 """Names of number formats, and torch's."""
 
+DECLINED = {
+    "gemma4": "Gemma 4 tells the time of a frame as text between its pictures and that of sound not at all; "
+    "docs/models.md says what that rules out",
+}
+"""Model types that were looked at and cannot be a family, and why."""
+
 
 def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> OmniModel:
     """Load a model.
@@ -248,8 +254,9 @@ def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
         supported.extend(family.model_types)
     if unusable:
         raise unusable[0]
+    why = f"{DECLINED[model_type]}; " if model_type in DECLINED else ""
     raise ModelError(
-        f"{name}: model type {model_type!r} is not supported; supported: {', '.join(sorted(supported))}"
+        f"{name}: model type {model_type!r} is not supported; {why}supported: {', '.join(sorted(supported))}"
         f"{checkpoint.later_version(config)}"
     )
 

@@ -82,6 +82,7 @@ class QwenOmni(OmniModel):
     joined_marks: ClassVar[bool]
     position_dtype: ClassVar[torch.dtype]
     sound_hop_s: ClassVar[float | None] = None
+    facts: QwenOmniFacts
 
     def __init__(
         self,
@@ -99,8 +100,7 @@ class QwenOmni(OmniModel):
         self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
         weight = thinker.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.facts = self.facts_class.read(name, config.to_dict(), folder)
-        self._take(self.facts)
+        self._take(self.facts_class.read(name, config.to_dict(), folder))
         self.position_axes = 3
         self._patch, self._merge, self._mel_bands = self.facts.patch, self.facts.merge, self.facts.mel_bands
         self.preprocessing = self.facts.pictures
@@ -150,6 +150,9 @@ class QwenOmni(OmniModel):
         """Return the stock configuration of a folder's thinker; `ModelError` if config.json is not one."""
         from huggingface_hub.errors import StrictDataclassError
 
+        cls.facts_class.read(
+            name, checkpoint.read_config(name, folder), folder
+        )  # transformers fills gaps with the 7B's
         try:
             return cls.thinker_class.config_class.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
@@ -179,21 +182,6 @@ class QwenOmni(OmniModel):
         """Return (stock thinker config, tokenizer) of ``size``, a value of ``dummies``; `ModelError` if unknown."""
 
     # ---- pictures ----
-
-    def frame_size(
-        self,
-        width: int,
-        height: int,
-        n_frames: int | None = None,
-        *,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        max_video_tokens: int | None = None,
-    ) -> tuple[int, int]:
-        """See `OmniModel.frame_size`; without a token budget the stock processor's sizes."""
-        return self.facts.frame_size(
-            width, height, n_frames, min_pixels=min_pixels, max_pixels=max_pixels, max_video_tokens=max_video_tokens
-        )
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
@@ -337,10 +325,6 @@ class QwenOmni(OmniModel):
     def rope(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin (1, n, head_dim) of multi-axis positions (3, n)."""
         return self._text.rotary_emb(self.thinker.lm_head.weight, position_ids[:, None])
-
-    def take(self, rope: tuple[Tensor, Tensor], index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """See `OmniModel.take`."""
-        return rope[0][:, index], rope[1][:, index]
 
     def _queries(self, attn: Any, x: Tensor) -> Tensor:
         """Return queries (1, heads, n, head_dim) of (n, D), not rotated."""

@@ -82,6 +82,23 @@ PLAN: dict[str, Any] = {
 }
 PLAN_CHANGE: dict[str, Any] = {"change": str, "host_bytes": int, "device_bytes": OPTIONAL, "kept": int}
 
+DOCTOR: dict[str, Any] = {"schema": int, "usable": bool, "checks": list}
+DOCTOR_CHECK: dict[str, Any] = {
+    "name": str,
+    "status": str,
+    "found": str,
+    "remedy": str,
+    "details": (list, type(None)),
+}
+DOCTOR_MODEL: dict[str, Any] = {"name": str, "weights": str, "films": list}
+DOCTOR_FILM: dict[str, Any] = {
+    "seconds": int,
+    "fits": bool,
+    "host_bytes": OPTIONAL,
+    "device_bytes": OPTIONAL,
+    "problems": list,
+}
+
 BATCH: dict[str, Any] = {
     "error": (dict, type(None)),
     "key": str,

@@ -74,6 +74,13 @@ def test_another_architecture_is_refused(broken):
     assert "'llama' is not supported" in text and "qwen2_5_omni" in text
 
 
+def test_a_family_that_was_declined_says_why(broken):
+    folder = broken()
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma4"}))
+    text = message(folder)
+    assert "'gemma4' is not supported" in text and "docs/models.md" in text and "qwen2_5_omni" in text
+
+
 def test_half_downloaded_files_are_refused(broken):
     folder = broken("shards")
     shards = sorted(folder.glob("*.safetensors"))

@@ -22,7 +22,7 @@ from omnicli.models import minicpm_o_towers as towers
 from omnicli.models import minicpm_o_weights as weights
 from omnicli.models.dummy import unfilled_model
 from omnicli.models.loading import load_model
-from omnicli.types import Modality, Selection
+from omnicli.types import Modality
 from tests import tiny, tiny_minicpm
 
 BOTH = frozenset({"saliency", "keys"})
@@ -355,19 +355,6 @@ def test_second_by_second_frames_and_then_sound(omni):
     first = len(omni.prompt("q", video=True, audio=True).before)
     assert torch.equal(tokens.position_ids, torch.arange(first, first + len(tokens))[None])
     assert (clip.next_position, clip.max_position) == (first + len(tokens), first + len(tokens) - 1)
-
-
-def test_a_selection_keeps_positions_and_the_text_behind_it(omni):
-    clip = tiny.encode(omni, tiny.frames(4, 28, 42), np.arange(4.0), tiny.sound(4.0))
-    prompt = omni.prompt("q", video=True, audio=True)
-    keep = torch.arange(0, len(clip.tokens) - 30, 3)
-    whole, part = omni.sequence(prompt, clip), omni.sequence(prompt, clip, clip.tokens.select(Selection(keep)))
-    first = whole.media_span.start
-    assert torch.equal(whole.position_ids, torch.arange(len(whole.embeds))[None])
-    assert torch.equal(part.position_ids[:, part.media_span], whole.position_ids[:, keep + first])
-    n = prompt.after.numel()
-    assert torch.equal(part.position_ids[:, -n:], whole.position_ids[:, -n:])
-    assert part.next_position == whole.next_position == len(whole.embeds)
 
 
 # ---- text ----

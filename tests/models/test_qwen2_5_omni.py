@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from omnicli.models.facts.qwen2_5_omni import FACTS
-from omnicli.types import Modality, Selection
+from omnicli.types import Modality
 from tests import tiny
 
 BOTH = frozenset({"saliency", "keys"})
@@ -47,13 +47,6 @@ def test_pairs_are_exact_borders_and_others_are_not(omni):
     split = torch.cat([omni.encode_video(pictures[:3]).features, omni.encode_video(pictures[3:]).features])
     assert (whole - pairs).abs().max() < 1e-5
     assert (whole - split[: len(whole)]).abs().max() > 0.01
-
-
-def test_an_odd_last_frame_is_repeated(omni):
-    pictures = tiny.frames(3)
-    assert torch.equal(
-        omni.encode_video(pictures).features, omni.encode_video(torch.cat([pictures, pictures[-1:]])).features
-    )
 
 
 def reference_saliency(omni, pictures, pair=1, pooled=False):
@@ -152,14 +145,6 @@ def test_the_global_maximum_matters_and_the_running_one_is_near(omni):
     assert (exact[:50] - running[:50]).abs().max() > 0.01  # before it the floor differs
 
 
-def test_block_sizes_do_not_matter(omni):
-    samples = tiny.sound(5.3)
-    peak = omni.measure_log_mel_max([samples])
-    first = torch.cat([p.features for p in feed_all(omni, samples, peak, batch_s=2.0, block=777)])
-    second = torch.cat([p.features for p in feed_all(omni, samples, peak, batch_s=30.0, block=len(samples))])
-    assert (first - second).abs().max() < 1e-5
-
-
 def test_sound_saliency_is_one_on_average_per_window(omni):
     samples = tiny.sound(4.0)
     pieces = feed_all(omni, samples, omni.measure_log_mel_max([samples]), capture=BOTH)
@@ -226,71 +211,7 @@ def test_far_apart_pairs_stay_whole_and_in_their_block(omni):
     assert runs == [15, 200, 15, 200, 15, 200]
 
 
-def test_a_clip_from_second_600_counts_from_its_start(omni):
-    pictures, samples, times = tiny.frames(8), tiny.sound(5.0), np.arange(8) * 0.5
-    early = tiny.encode(omni, pictures, times, samples)
-    late = tiny.encode(omni, pictures, times + 601, samples, start_s=601.0)
-    assert torch.equal(early.tokens.position_ids, late.tokens.position_ids)
-    assert torch.equal(early.tokens.features, late.tokens.features)
-    assert torch.allclose(late.tokens.start_s - 601, early.tokens.start_s)
-    assert torch.equal(late.tokens.window, torch.floor(late.tokens.start_s / 2).long())
-
-
-def test_captures_follow_their_tokens(omni):
-    clip = tiny.encode(omni, tiny.frames(4), np.arange(4) / 2, tiny.sound(2.0), capture=BOTH)
-    video = clip.tokens.indices(Modality.VIDEO)
-    direct = omni.encode_video(tiny.frames(4), BOTH)
-    assert torch.equal(clip.tokens.saliency[video], direct.saliency)
-    assert torch.equal(clip.tokens.keys[video], direct.keys)
-    assert clip.tokens.row[video][:15].tolist() == [0] * 5 + [1] * 5 + [2] * 5
-    assert clip.tokens.col[clip.tokens.indices(Modality.AUDIO)].unique().tolist() == [-1]
-
-
-def test_nothing_to_assemble_and_wrong_times_are_errors(omni):
-    with pytest.raises(ValueError, match="nothing"):
-        omni.assemble([], [], [])
-    with pytest.raises(ValueError, match="frame times"):
-        omni.assemble([omni.encode_video(tiny.frames(4))], [0.0], [])
-
-
 # ---- text ----
-
-
-def test_the_question_span_holds_exactly_the_question(omni):
-    for question in ("Who speaks last?", "assistant", "Wie heißt das Wort? 🔔"):
-        prompt = omni.prompt(question, video=True, audio=True)
-        assert omni.tokenizer.decode(prompt.after[prompt.question]) == question
-        assert omni.query(prompt).embeddings.shape == (len(question.encode()), 64)
-
-
-def test_history_comes_before_the_question(omni):
-    prompt = omni.prompt("two", video=True, audio=False, history=[("one", "1")])
-    text = omni.tokenizer.hf.decode(prompt.after)
-    assert text.index("one") < text.index("<|im_start|>assistant\n1<|im_end|>") < text.index("two")
-    assert torch.equal(prompt.before, omni.prompt("x", video=True, audio=False).before)
-
-
-def test_a_preface_stands_before_the_first_question_and_is_no_part_of_it(omni):
-    plain = omni.prompt("two", video=True, audio=True)
-    prompt = omni.prompt("two", video=True, audio=True, preface="two, they said\n")
-    assert omni.tokenizer.decode(prompt.after[prompt.question]) == "two" == prompt.text
-    assert torch.equal(prompt.before, plain.before)
-    behind = prompt.after.numel() - prompt.question.start
-    assert torch.equal(prompt.after[-behind:], plain.after[-behind:])
-    later = omni.prompt("two", video=True, audio=True, preface="said\n", history=[("one", "1")])
-    assert "said\none<|im_end|>" in omni.tokenizer.hf.decode(later.after)
-
-
-def test_a_selection_keeps_positions_and_the_text_behind_it(omni):
-    clip = tiny.encode(omni, tiny.frames(8), np.arange(8) / 2, tiny.sound(4.0))
-    prompt = omni.prompt("q", video=True, audio=True)
-    keep = torch.arange(0, len(clip.tokens) - 60, 3)
-    whole, part = omni.sequence(prompt, clip), omni.sequence(prompt, clip, clip.tokens.select(Selection(keep)))
-    first = whole.media_span.start
-    assert torch.equal(part.position_ids[:, part.media_span], whole.position_ids[:, keep + first])
-    n = prompt.after.numel()
-    assert torch.equal(part.position_ids[:, -n:], whole.position_ids[:, -n:])
-    assert part.next_position == whole.next_position
 
 
 def test_frame_sizes_follow_the_stock_processor(omni):
