@@ -188,6 +188,7 @@ class MiniCPMO(OmniModel):
             tokens=dataclasses.replace(clip.tokens, position_ids=positions[None]),
             next_position=first + len(clip.tokens),
             max_position=first + len(clip.tokens) - 1,
+            origin=None,
         )
 
     # ---- text ----

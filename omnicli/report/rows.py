@@ -46,6 +46,7 @@ _ANSWER = {
         "retention_nominal": (dict, type(None)),
         "retention_layers": {str: _MAYBE},
     },
+    "positions": {"largest": _NUMBER, "trained": int, "time_scale": _MAYBE},
     "stages": {str: _NUMBER},
     "busy": {str: _NUMBER},
     "wall_s": _NUMBER,
