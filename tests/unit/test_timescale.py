@@ -165,7 +165,7 @@ def test_the_loop_reads_scaled_positions_as_the_stock_model_does(omni):
     assert torch.equal(kept.position_ids, clip.tokens.position_ids[:, keep])
     given = omni.sequence(omni.prompt("Who speaks last?", video=True, audio=True), clip, kept)
     behind = given.position_ids[:, given.media_span.stop]
-    assert bool((behind == behind[0]).all()) and behind[0] == clip.next_position - omni.joined_marks * 0
+    assert bool((behind == behind[0]).all()) and behind[0] == clip.next_position
     cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=300)
     read = prefill(omni, given.embeds, given.position_ids, cache, chunk=40)
     text = generate(omni, cache, read.logits, given.next_position, DecodeOptions(max_new_tokens=6))
@@ -180,7 +180,7 @@ def test_the_loop_reads_scaled_positions_as_the_stock_model_does(omni):
         embeds = torch.cat([embeds, omni.embed(torch.tensor([token]))])
         at = torch.full((3, 1), given.next_position + i, dtype=positions.dtype)
         positions = torch.cat([positions, at], 1)
-    assert given.next_position < 80 < len(clip.tokens)
+    assert given.next_position < 100 < len(clip.tokens)
 
 
 # ---- whole runs ----
@@ -253,7 +253,7 @@ def test_a_short_film_gives_the_same_bits_whether_or_not(film, omni, monkeypatch
 
 
 def test_later_questions_share_what_was_read(film, omni, monkeypatch):
-    monkeypatch.setattr(omni, "max_position", 120)
+    monkeypatch.setattr(omni, "max_position", 140)
     questions = ["Who?", "What is the number that is shown in the second picture?"]
     made = settings("method=random", "random.tokens=12")
     together = pipeline.ask(film, questions, made, omni)
