@@ -117,11 +117,11 @@ def answer(
     info, media = film.info, film.media
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
     clock = StageClock(cuda=model.device.type == "cuda")
-    options = DecodeOptions(**vars(config.generate))
-    clip = _in_range(media.clip, config, model)
+    clip, options = media.clip, DecodeOptions(**vars(config.generate))
     prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history, preface=film.preface)
     with clock.stage("compress"):
-        selection = compressor.compress(media.clip.tokens, model.query(prompt))  # which sees the film's own clock
+        selection = compressor.compress(clip.tokens, model.query(prompt))  # by the film's own clock
+        clip = _in_range(clip, config, model)
         kept = clip.tokens.select(selection)
     sequence = model.sequence(prompt, clip, kept)
     length = sequence.embeds.shape[0]

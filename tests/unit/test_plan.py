@@ -185,7 +185,11 @@ def test_an_hour_of_full_tokens_is_refused_and_the_remedy_fits(film, room):
     room(host=200 * GIB)
     settings = config("qwen2.5-omni-7b")
     plan = planning.make_plan(info, settings)
-    assert plan.encoded[1] == 90_000 and plan.position > plan.trained
+    assert (
+        plan.encoded[1] == 90_000 and plan.position < plan.trained and plan.time_scale == pytest.approx(0.34, abs=1e-3)
+    )
+    off = planning.make_plan(info, config("qwen2.5-omni-7b", "full", "media.time_scale=off"))
+    assert off.position > off.trained and off.time_scale == 1
     assert not plan.fits and "context of qwen2.5-omni-7b, 32,768" in plan.problems[0]
     found = fit.changes(info, settings, plan)
     assert found[0].text == "--preset avoc" and all(c.plan.fits for c in found) and len(found) <= 3
