@@ -140,7 +140,10 @@ class QwenOmni(OmniModel):
                 raise ModelError(f"{name}: in {folder} {problems[0]}") from error
             thinker, info = loaded
             tokenizer = chat.load_tokenizer(name, folder)
-        if missing := sorted(info["missing_keys"]):
+        missing = sorted(info["missing_keys"])
+        if missing == ["lm_head.weight"] and thinker.config.text_config.tie_word_embeddings:
+            thinker.lm_head.weight, missing = thinker.model.language_model.embed_tokens.weight, []
+        if missing:
             raise ModelError(f"{name}: {len(missing)} weights are missing in {folder}, the first is {missing[0]}")
         stop = chat.stop_ids(thinker.config, thinker.config.text_config, thinker.generation_config, tokenizer)
         return cls(thinker.to(device), tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from omnicli.errors import ModelError
+from omnicli.llm.kv import KVCache
+from omnicli.llm.prefill import prefill
+from omnicli.models import loading
 from omnicli.models.facts.qwen2_5_omni import FACTS
+from omnicli.models.loading import load_model
 from omnicli.types import Modality
 from tests import tiny
 
@@ -219,3 +226,70 @@ def test_frame_sizes_follow_the_stock_processor(omni):
     assert omni.frame_size(640, 480) == (476, 644)
     assert omni.frame_size(1280, 720, max_pixels=256 * 784) == (336, 588)
     assert omni.frame_size(1280, 720, 3600, max_video_tokens=128_000) == (224, 420)
+
+
+# ---- checkpoints of both released depths ----
+
+
+DEPTHS = {"3b": {"layers": 36, "heads": 4, "kv_heads": 1}, "7b": {"layers": 28, "heads": 4, "kv_heads": 2}}
+"""Depths as published; widths are tiny."""
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Return a function that writes a checkpoint of a size: full or thinker only, its output tied to its input or not.
+
+    ``tied``: None, or which part of the configuration says so; the file then has no lm_head.
+    """
+    root, made = tmp_path_factory.mktemp("released"), {}
+
+    def write(size, full, tied=None):
+        if (key := f"{size}-{full}-{tied}") not in made:
+            folder = made[key] = tiny.build(root / key, full=full, **DEPTHS[size])
+            told = json.loads((folder / "config.json").read_text())
+            inner = told["thinker_config"] if full else told
+            if tied:
+                (inner["text_config"] if tied == "text_config" else inner)["tie_word_embeddings"] = True
+                weights = load_file(folder / "model.safetensors")
+                del weights["thinker.lm_head.weight" if full else "lm_head.weight"]
+                save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            (folder / "config.json").write_text(json.dumps(told))
+        return made[key]
+
+    return write
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("tied", [None, "text_config", "thinker_config"])
+@pytest.mark.parametrize("size", sorted(DEPTHS))
+def test_checkpoints_of_both_depths_load(released, size, full, tied):
+    omni = load_model(released(size, full, tied), device="cpu")
+    dims = DEPTHS[size]
+    assert (omni.depth, omni.heads, omni.kv_heads) == (dims["layers"], dims["heads"], dims["kv_heads"])
+    expected = tiny.thinker(**dims)[0].state_dict()
+    table = "model.language_model.embed_tokens.weight"
+    if tied:
+        expected["lm_head.weight"] = expected[table]
+    got = omni.thinker.state_dict()
+    assert got.keys() == expected.keys() and all(torch.equal(got[k], expected[k]) for k in expected)
+    assert (got["lm_head.weight"].data_ptr() == got[table].data_ptr()) == bool(tied)
+    weights = loading.count_weights(released(size, full, tied), omni.facts.loads, omni.facts.skips)
+    assert weights == sum(p.numel() for p in omni.thinker.parameters())  # what a plan counts
+    given = omni.sequence(omni.prompt("q", video=False, audio=False))
+    cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=80)
+    logits = prefill(omni, given.embeds, given.position_ids, cache).logits
+    with torch.no_grad():
+        stock = omni.thinker.model.language_model(
+            inputs_embeds=given.embeds[None], position_ids=given.position_ids[:, None], use_cache=False
+        )
+    assert (logits - stock.last_hidden_state[0, -1] @ expected["lm_head.weight"].T).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_missing_output_that_nothing_ties_is_refused(released, full):
+    folder = released("3b", full, "text_config")
+    told = json.loads((folder / "config.json").read_text())
+    (told["thinker_config"] if full else told)["text_config"]["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match=r"1 weights are missing in .*, the first is lm_head\.weight"):
+        load_model(folder, device="cpu")
