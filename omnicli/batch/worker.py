@@ -78,7 +78,7 @@ class Worker:
         self._decoder: Decoder | None = None
         self._ahead: _Ahead | None = None
         self._answered = 0
-        self._small: tuple[Config, str] | None = None  # what this film is asked with, once it did not fit
+        self._small: tuple[Config, str, str] | None = None  # what this film is asked with, once it did not fit, and why
 
     def open(self, decoder: Decoder | None = None) -> None:
         """Load the model. ``decoder``: where films are decoded; None: in this process."""
@@ -124,7 +124,7 @@ class Worker:
                 if isinstance(error, ConfigError | ModelError) and not self._answered:
                     raise
                 _log.info("%s: %s", job.media, item.question, exc_info=True)
-                failure, clean = _told(job.media, error), isinstance(error, OmniError)
+                failure, clean = self._failure(job.media, error), isinstance(error, OmniError)
                 lost = failure if film is None else None
                 row = rows.failed(item, self.config, *failure, time.perf_counter() - begin)
                 self._look_ahead(following)
@@ -177,10 +177,15 @@ class Worker:
                 if not self.fit or code != MemoryLimitError.exit_code:
                     raise
                 config, what = smaller(self.config)
-            self._small = config, f"did not fit ({message}); answered with {what} (--fit)"
+            self._small = config, what, message
             self._clean(memory.free)
-        config, note = self._small
-        return rows.answered(item, ask(config, self.model), [note])
+        config, what, message = self._small
+        return rows.answered(item, ask(config, self.model), [f"did not fit ({message}); answered with {what} (--fit)"])
+
+    def _failure(self, media: str, error: Exception) -> tuple[int, str]:
+        """Return code and message of a failure; the message says if less was tried."""
+        code, message = _told(media, error)
+        return code, message if self._small is None else f"{message}; asked with {self._small[1]} (--fit)"
 
     def _clean(self, free: Callable[[torch.device], None]) -> None:
         """Give memory back, and make sure that the device still works."""

@@ -42,6 +42,7 @@ def address():
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or workers are killed for what else runs on this machine
         for name in [n for n in os.environ if n.startswith("OMNI_") or n == "RAY_ADDRESS"]:
             patch.delenv(name)
         context = ray.init(

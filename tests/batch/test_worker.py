@@ -201,6 +201,7 @@ def test_fit_does_not_ask_a_third_time(do, monkeypatch):
     answers = counted(monkeypatch, "answer", fail)
     rows = do("a.mp4", fit=True, questions=["why?"])
     assert statuses(rows) == ["failed"] and rows[0]["error"]["code"] == 4 and len(answers) == 2
+    assert rows[0]["error"]["message"].endswith("too long; asked with avoc.tokens=8 (--fit)")
 
 
 def test_what_fit_asks_with():
