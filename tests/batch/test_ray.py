@@ -43,6 +43,7 @@ def address():
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or workers are killed for what else runs on this machine
+        patch.setenv("RAY_worker_niceness", "0")  # nor do they come last
         for name in [n for n in os.environ if n.startswith("OMNI_") or n == "RAY_ADDRESS"]:
             patch.delenv(name)
         context = ray.init(
