@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tammr import machine
 
-from omnicli.encode import batched
+from omnicli.media.pieces import batched
 from omnicli.models import layout
 from omnicli.models.loading import load_model, resolve_device
 

@@ -1,7 +1,8 @@
 """From a file to encoded tokens: sample, decode and encode in pieces of bounded size, on one clock.
 
-Pictures and sound are decoded in threads of their own, a few pieces ahead of the encoders; on many cores the pictures
-in several stretches of the film at a time. What comes out does not depend on which piece was ready first.
+Pictures and sound are decoded beside the encoders, a few pieces ahead of them; on many cores the pictures in several
+stretches of the film at a time. Where that happens is a `Decoder`'s business. What comes out does not depend on it, nor
+on which piece was ready first.
 
 Knows media and models, nothing of methods and questions. What the file holds and what was used of it come out beside
 the tokens, with a warning for everything that was cut or could not be read.
@@ -11,20 +12,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
 from omnicli.ahead import ahead
 from omnicli.errors import MediaError
-from omnicli.media import audio, sampling, video
+from omnicli.media import audio, sampling
 from omnicli.media.container import DecodeStats
+from omnicli.media.pieces import Decoder, Here, PictureStream, Piece, SoundStream
 from omnicli.models.base import EncodedAudio, EncodedClip, EncodedVideo, OmniModel
 from omnicli.types import MediaUsed
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from omnicli.media.probe import MediaInfo
     from omnicli.settings import MediaConfig
     from omnicli.timing import StageClock
@@ -45,6 +49,71 @@ class Encoded:
     warnings: tuple[str, ...]
 
 
+class Decoding:
+    """A film on its way to the encoders. Decoding begins when this is made; use it as a context manager or `close` it.
+
+    Parameters
+    ----------
+    info : MediaInfo
+        From `probe`.
+    clock : StageClock
+        Takes what threads do as busy time.
+    decoder : Decoder
+        Where it is decoded.
+
+    Raises
+    ------
+    MediaError
+        Nothing is in the chosen span.
+    """
+
+    def __init__(
+        self, info: MediaInfo, settings: MediaConfig, model: OmniModel, clock: StageClock, decoder: Decoder
+    ) -> None:
+        start = settings.start or 0.0
+        end = info.duration_s if settings.end is None else min(settings.end, info.duration_s)
+        if start >= info.duration_s:
+            raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s; there is nothing from {start:g} s on")
+        self.film = _Film(info, settings, model, (start, end), clock, decoder)
+        self.pictures, self.sound = _Pictures(self.film), _Sound(self.film)
+        self._stack = ExitStack()
+        self._begin([self.pictures, self.sound])
+
+    def __enter__(self) -> Decoding:
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop decoding, wherever it is."""
+        self._stack.close()
+
+    def again(self) -> None:
+        """Read the pictures from the beginning, in one go."""
+        self.close()
+        self.pictures = _Pictures(self.film, stretches=1)
+        self._begin([self.pictures])
+
+    def _begin(self, senses: list[_Pictures | _Sound]) -> None:
+        self._sources: list[tuple[Any, Iterator[Any]]] = [
+            (sense, source) for sense in senses for source in sense.sources
+        ]
+        self._items = self._stack.enter_context(ahead([source for _, source in self._sources]))
+
+    def pieces(self) -> Iterator[tuple[Any, Any]]:
+        """Yield a sense and a piece for its `take`, as they become ready."""
+        clock = self.film.clock
+        while True:
+            begin = clock.elapsed()
+            found = next(self._items, None)
+            if found is None:
+                return
+            sense = self._sources[found[0]][0]
+            clock.waited(sense.decode, clock.elapsed() - begin)
+            yield sense, found[1]
+
+
 def encode(
     info: MediaInfo,
     settings: MediaConfig,
@@ -53,6 +122,8 @@ def encode(
     capture: frozenset[str],
     clock: StageClock,
     progress: Progress,
+    decoder: Decoder | None = None,
+    decoding: Decoding | None = None,
 ) -> Encoded:
     """Decode and encode the chosen span of a file.
 
@@ -62,22 +133,23 @@ def encode(
         From `probe`.
     capture : frozenset of str
         What the encoders shall compute besides (`omnicli.models.base.CAPTURES`).
+    decoder : Decoder
+        Where the film is decoded; None: here.
+    decoding : Decoding
+        The same, begun before, with this clock.
 
     Raises
     ------
     MediaError
         Nothing to encode in the span, or sound was insisted on and there is none.
     """
-    start = settings.start or 0.0
-    end = info.duration_s if settings.end is None else min(settings.end, info.duration_s)
-    if start >= info.duration_s:
-        raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s; there is nothing from {start:g} s on")
-    job = _Job(info, settings, model, capture, (start, end), clock, progress)
-    pictures, sound = _Pictures(job), _Sound(job)
-    _run(job, [pictures, sound])
-    if pictures.torn:
-        pictures = _Pictures(job, stretches=1)
-        _run(job, [pictures])
+    with decoding or Decoding(info, settings, model, clock, decoder or Here()) as begun:
+        film, sound = begun.film, begun.sound
+        _run(begun, [begun.pictures, sound], capture, progress)
+        if begun.pictures.torn:
+            begun.again()
+            _run(begun, [begun.pictures], capture, progress)
+        pictures, (start, end) = begun.pictures, film.span
     times, pieces, sounds = pictures.times, pictures.pieces, sound.pieces
     if not sounds and (settings.require_audio or settings.audio == "on"):
         raise MediaError(
@@ -89,35 +161,26 @@ def encode(
     laid_out = times if settings.clock == "true" else [start + i / model.nominal_fps for i in range(len(times))]
     with clock.stage("preprocess"):
         clip = model.assemble(pieces, laid_out, sounds, start, end)
-    used = _used(job, times, sounds, pictures.size)
+    used = _used(film, times, sounds, pictures.size)
     return Encoded(clip, used, tuple(_warnings(info, settings, used, pictures.stats, sound.stats)))
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What both senses of one run share; ``span`` is (start, end) in seconds of the file."""
+class _Film:
+    """What both senses of one film share; ``span`` is (start, end) in seconds of the file."""
 
     info: MediaInfo
     settings: MediaConfig
     model: OmniModel
-    capture: frozenset[str]
     span: tuple[float, float]
     clock: StageClock
-    progress: Progress
+    decoder: Decoder
 
 
-def _run(job: _Job, senses: list[_Pictures | _Sound]) -> None:
-    """Decode in threads and encode what is ready, until all is done."""
-    sources: list[tuple[_Pictures | _Sound, Iterator[Any]]] = [(s, source) for s in senses for source in s.sources]
-    with ahead([source for _, source in sources]) as items:
-        while True:
-            begin = job.clock.elapsed()
-            found = next(items, None)
-            if found is None:
-                break
-            sense: Any = sources[found[0]][0]
-            job.clock.waited(sense.decode, job.clock.elapsed() - begin)
-            sense.take(found[1])
+def _run(begun: Decoding, senses: list[_Pictures | _Sound], capture: frozenset[str], progress: Progress) -> None:
+    """Encode what is ready, until all is done."""
+    for sense, piece in begun.pieces():
+        sense.take(piece, capture, progress)
     for sense in senses:
         sense.finish()
 
@@ -135,8 +198,8 @@ class _Pictures:
 
     decode = "decode_video"
 
-    def __init__(self, job: _Job, stretches: int | None = None) -> None:
-        self.job = job
+    def __init__(self, film: _Film, stretches: int | None = None) -> None:
+        self.film = film
         self.times: list[float] = []
         self.pieces: list[EncodedVideo] = []
         self.size = (0, 0)
@@ -144,7 +207,7 @@ class _Pictures:
         self._stats: list[DecodeStats] = []
         self._done: dict[int, tuple[list[float], EncodedVideo]] = {}
         self._seen = 0
-        info, settings, model, span = job.info, job.settings, job.model, job.span
+        info, settings, model, span, decoder = film.info, film.settings, film.model, film.span, film.decoder
         if info.video is None or info.frames is None or span[0] >= info.frames.end_s:
             return
         wanted = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, *span)
@@ -157,35 +220,34 @@ class _Pictures:
             max_pixels=settings.max_pixels,
         )
         batches = -(-len(wanted) // model.video_batch)
-        stretches = video.stretches(batches) if stretches is None else stretches
-        threads = video.decoder_threads(info, stretches)
-        hardware = settings.decoder == "auto" and model.device.type == "cuda"
+        stretches = decoder.stretches(batches) if stretches is None else stretches
+        threads = decoder.threads(info, stretches)
+        hardware = decoder.hardware and settings.decoder == "auto" and model.device.type == "cuda"
         for first, end in itertools.pairwise(round(i * batches / stretches) for i in range(stretches + 1)):
-            self._stats.append(DecodeStats())
             part = wanted[first * model.video_batch : end * model.video_batch]
-            frames = video.read_frames(
-                info, part, *self.size, stats=self._stats[-1], threads=threads, hardware=hardware
-            )
-            self.sources.append(self._read(timed(frames, job.clock, self.decode), first))
+            stream = PictureStream(info, part, *self.size, model.video_batch, threads, hardware)
+            self.sources.append(self._read(stream, first))
 
-    def _read(self, frames: Iterator[tuple[float, np.ndarray]], first: int) -> Iterator[_Batch]:
+    def _read(self, stream: PictureStream, first: int) -> Iterator[_Batch]:
+        place = itertools.count(first)
         try:
-            for place, batch in enumerate(batched(frames, self.job.model.video_batch), start=first):
-                rgb = torch.from_numpy(np.stack([rgb for _, rgb in batch]))
-                yield _Batch(place, [time_s for time_s, _ in batch], rgb)
+            for piece in timed(self.film.decoder.read(stream), self.film.clock, self.decode):
+                if isinstance(piece, Piece):
+                    yield _Batch(next(place), list(piece.times), torch.from_numpy(piece.data))
+                else:
+                    self._stats.append(piece)
         except MediaError:  # not one frame of this stretch: a single reading finds what there is
             if len(self.sources) == 1:
                 raise
 
-    def take(self, batch: _Batch) -> None:
+    def take(self, batch: _Batch, capture: frozenset[str], progress: Progress) -> None:
         """Encode a batch."""
-        job = self.job
-        with job.clock.stage("encode_video"):
-            self._done[batch.place] = (batch.times, job.model.encode_video(batch.frames, job.capture))
+        with self.film.clock.stage("encode_video"):
+            self._done[batch.place] = (batch.times, self.film.model.encode_video(batch.frames, capture))
         self._seen += len(batch.times)
-        done_s = self._seen / self._wanted * (job.span[1] - job.span[0])
+        whole_s = self.film.span[1] - self.film.span[0]
         for stage in (self.decode, "encode_video"):
-            job.progress(stage, done_s, job.span[1] - job.span[0])
+            progress(stage, self._seen / self._wanted * whole_s, whole_s)
 
     def finish(self) -> None:
         """Put what was encoded into the film's order."""
@@ -221,42 +283,47 @@ class _Sound:
 
     decode = "decode_audio"
 
-    def __init__(self, job: _Job) -> None:
-        self.job, self.stats = job, DecodeStats()
+    def __init__(self, film: _Film) -> None:
+        self.film, self.stats = film, DecodeStats()
         self.pieces: list[EncodedAudio] = []
         self.sources: list[Iterator[np.ndarray]] = []
         self._encoder: Any = None
         self._peak: float | None = None
         self._done = 0.0
-        info, span, limit = job.info, job.span, job.settings.audio_limit
-        if job.settings.audio == "off" or info.audio is None or info.audio_span is None:
+        info, span, limit = film.info, film.span, film.settings.audio_limit
+        if film.settings.audio == "off" or info.audio is None or info.audio_span is None:
             return
         if span[0] < info.audio_span[1]:
             self._span = span if limit is None else (span[0], min(span[1], span[0] + limit))
             self.sources = [self._read()]
 
-    def _blocks(self, stats: DecodeStats | None) -> Iterator[np.ndarray]:
-        return timed(audio.read_audio(self.job.info, *self._span, stats=stats), self.job.clock, self.decode)
+    def _blocks(self) -> Iterator[np.ndarray]:
+        stream = SoundStream(self.film.info, *self._span)
+        for piece in timed(self.film.decoder.read(stream), self.film.clock, self.decode):
+            if isinstance(piece, Piece):
+                yield piece.data
+            else:
+                self.stats = piece
 
     def _read(self) -> Iterator[np.ndarray]:
-        if self.job.settings.exact_mel:
-            with self.job.clock.stage("preprocess"):
-                self._peak = self.job.model.measure_log_mel_max(self._blocks(None))
-        yield from self._blocks(self.stats)
+        if self.film.settings.exact_mel:
+            with self.film.clock.stage("preprocess"):
+                self._peak = self.film.model.measure_log_mel_max(self._blocks())
+        yield from self._blocks()
 
-    def take(self, block: np.ndarray) -> None:
+    def take(self, block: np.ndarray, capture: frozenset[str], progress: Progress) -> None:
         """Encode a block."""
-        with self.job.clock.stage("encode_audio"):
+        with self.film.clock.stage("encode_audio"):
             if self._encoder is None:
-                self._encoder = self.job.model.audio_encoder(self._peak, self.job.capture)
+                self._encoder = self.film.model.audio_encoder(self._peak, capture)
             self.pieces += self._encoder.feed(block)
         self._done += len(block) / audio.SAMPLE_RATE
-        self.job.progress("encode_audio", self._done, self._span[1] - self._span[0])
+        progress("encode_audio", self._done, self._span[1] - self._span[0])
 
     def finish(self) -> None:
         """Encode what is left."""
         if self._encoder is not None:
-            with self.job.clock.stage("encode_audio"):
+            with self.film.clock.stage("encode_audio"):
                 self.pieces += self._encoder.finish()
 
 
@@ -272,25 +339,13 @@ def timed(items: Iterable[_T], clock: StageClock, stage: str) -> Iterator[_T]:
         yield item
 
 
-def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """Yield ``items`` in lists of ``size``, the last one shorter."""
-    batch: list[_T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _used(job: _Job, times: list[float], sounds: list[EncodedAudio], size: tuple[int, int]) -> MediaUsed:
-    info, span = job.info, job.span
+def _used(film: _Film, times: list[float], sounds: list[EncodedAudio], size: tuple[int, int]) -> MediaUsed:
+    info, span = film.info, film.span
     seconds = 0.0
     if times and info.frames is not None:
         seconds = min(span[1], info.frames.end_s) - min(times[0], span[1])
     tokens = sum(piece.features.shape[0] for piece in sounds)
-    last = span[0] + tokens / job.model.audio_tokens_per_s  # the last token of a sound may reach beyond it
+    last = span[0] + tokens / film.model.audio_tokens_per_s  # the last token of a sound may reach beyond it
     heard_to = min(last, span[1], info.audio_span[1]) if info.audio_span else 0.0
     heard = max(0.0, heard_to - max(span[0], info.audio_span[0])) if tokens and info.audio_span else 0.0
     return MediaUsed(

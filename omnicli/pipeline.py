@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from omnicli import facts, timescale
-from omnicli.encode import Encoded, Progress, encode
+from omnicli.encode import Decoding, Encoded, Progress, encode
 from omnicli.errors import MemoryLimitError
 from omnicli.evidence import layers as middle
 from omnicli.llm.decode import DecodeOptions, generate
@@ -26,6 +26,7 @@ from omnicli.types import Answer, Modality
 if TYPE_CHECKING:
     from omnicli.cache import Cache
     from omnicli.config import Config
+    from omnicli.media.pieces import Decoder
     from omnicli.settings import MediaConfig
 
 OnText = Callable[[int, str], None]
@@ -86,17 +87,25 @@ def ask(
 
 @torch.inference_mode()
 def look(
-    source: str | Path | MediaInfo, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
+    source: str | Path | MediaInfo | Decoding, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
     progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None, cache: Cache | None = None,
+    decoder: Decoder | None = None,
 ) -> Film:  # fmt: skip
-    """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept."""
+    """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept.
+
+    ``source`` may be the film's decoding, begun before; ``decoder``: where it is decoded otherwise, None: here.
+    """
+    begun = source if isinstance(source, Decoding) else None
+    source = source.film.info if isinstance(source, Decoding) else source
     clock, capture = clock or StageClock(cuda=model.device.type == "cuda"), needs & CAPTURES
     entry = cache and cache.entry(source, settings, capture, model, clock)
     kept = entry.read() if entry else None
     with clock.stage("probe"):
         info = kept[0] if kept else source if isinstance(source, MediaInfo) else probe(source)
         preface, notes = subtitles.preface(info, settings, lambda text: len(model.tokenizer.encode(text)))
-    media = kept[1] if kept else encode(info, settings, model, capture=capture, clock=clock, progress=progress)
+    media = kept[1] if kept else encode(
+        info, settings, model, capture=capture, clock=clock, progress=progress, decoder=decoder, decoding=begun
+    )  # fmt: skip
     if entry and not kept:
         entry.write(info, media)
     media = replace(media, warnings=(*media.warnings, *notes))

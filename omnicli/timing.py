@@ -125,8 +125,12 @@ class StageClock:
         with self._lock:
             to[name] = to.get(name, 0.0) + seconds
 
+    def restart(self) -> None:
+        """Count wall time from now on; what threads did before stays."""
+        self.start = time.perf_counter()
+
     def elapsed(self) -> float:
-        """Return the seconds since the clock was made."""
+        """Return the seconds since the clock was made or restarted."""
         return time.perf_counter() - self.start
 
     def report(self) -> Times:

@@ -17,13 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from omnicli.batch.attempt import Attempt
 from omnicli.batch.errors import DeviceLostError, TimeLimitError
 from omnicli.batch.items import Item, Job
 from omnicli.batch.journal import Row
 from omnicli.errors import OmniError
+
+if TYPE_CHECKING:
+    from omnicli.media.pieces import Decoder
 
 GRACE_S = 10.0
 """What a worker may take longer than its own time limit before it is ended."""
@@ -32,11 +35,14 @@ GRACE_S = 10.0
 class Doing(Protocol):
     """What runs in the other process: `omnicli.batch.worker.Worker`."""
 
-    def open(self) -> None:
-        """Load what is needed."""
+    def open(self, decoder: Decoder | None = None) -> None:
+        """Load what is needed. ``decoder``: where films are decoded; None: in this process."""
 
     def do(self, job: Job, following: str | None = None) -> Iterator[Row]:
         """Yield a row for each item of a job."""
+
+    def forget(self) -> None:
+        """Stop looking at the film that was to follow."""
 
 
 class Gone(Exception):

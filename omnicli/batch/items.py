@@ -113,19 +113,20 @@ def _near(path: str) -> str:
     return hint if hint.startswith("; did") else ""
 
 
-def plan(wanted: Sequence[Wanted], settings: str) -> list[Job]:
+def plan(wanted: Sequence[Wanted], settings: str, subtitles: str = "off") -> list[Job]:
     """Group questions by file, in the order in which files first appear, and give each its key.
 
     The key is made of the file (its size, time of change, suffix and samples of its content: `fingerprint.file`), of
-    the question, its choices and its name, and of ``settings``: everything else that answers depend on. A second name
-    of the same file (a link) becomes an item that refers to the first one; the same name twice becomes one item.
+    the question, its choices and its name, of the text in the file that ``subtitles`` (`MediaConfig.subtitles`) names
+    or finds beside the film, and of ``settings``: everything else that answers depend on. A second name of the same
+    file (a link) becomes an item that refers to the first one; the same name twice becomes one item.
     """
     contents: dict[str, str] = {}
     first: dict[str, str] = {}
     jobs: dict[str, list[Item]] = {}
     for one in wanted:
         if one.media not in contents:
-            contents[one.media] = _content(one.media)
+            contents[one.media] = _content(one.media) + _subtitles(one.media, subtitles)
         question = with_choices(one.question, one.choices)
         key = _digest(contents[one.media], question, one.name, settings)
         item = Item(one.media, question, key, one.name, one.choices)
@@ -147,6 +148,20 @@ def _content(media: str) -> str:
     except (OSError, ValueError):  # ValueError: a null byte in the name
         pass
     return f"unreadable {os.path.abspath(media)}"
+
+
+def _subtitles(media: str, source: str) -> str:
+    """Return what identifies the text of the file of subtitles that is read with a film; empty without one."""
+    if source == "off":
+        return ""
+    from omnicli.media.subtitles import files
+
+    for path in files(Path(media), source)[:1]:
+        try:
+            return f" {hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}"
+        except (OSError, ValueError):
+            return " unreadable"
+    return ""
 
 
 def _digest(*parts: object) -> str:

@@ -19,14 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omnicli.batch.attempt import Attempt
+from omnicli.batch.decoders import Tasks
 from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.isolate import GRACE_S, Doing, Gone, too_long
 from omnicli.batch.items import Item, Job
 from omnicli.batch.journal import Row
 from omnicli.errors import OmniError, UsageError
 
-OBJECT_STORE = 100 * 2**20
-"""Bytes of shared memory for rows, in a cluster that is started here."""
+OBJECT_STORE = 512 * 2**20
+"""Bytes of shared memory for rows and decoded pieces, in a cluster that is started here."""
 
 OPENINGS = 3
 """So many workers in a row may be lost while they load the model."""
@@ -53,11 +54,12 @@ def check(address: str | None = None) -> None:
         raise UsageError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
-def share(nodes: Sequence[Mapping[str, float]], workers: int | None, *, gpus: bool) -> tuple[int, dict[str, int]]:
-    """Return how many workers there are to be and what each of them reserves, as options of an actor.
+def share(nodes: Sequence[Mapping[str, float]], workers: int | None, *, gpus: bool) -> tuple[int, dict[str, int], int]:
+    """Return how many workers there are to be, what each of them reserves, as options of an actor, and the decoders.
 
     One for each GPU; on clusters without, or without ``gpus``, one for two CPUs of a node, or ``workers`` that share
-    the CPUs.
+    the CPUs. Decoders are the CPUs that fall to a worker with a GPU; 0: it decodes by itself, as one without GPU does
+    on the CPUs that it reserves.
 
     Parameters
     ----------
@@ -74,11 +76,13 @@ def share(nodes: Sequence[Mapping[str, float]], workers: int | None, *, gpus: bo
     if (workers or 1) > counts[kind]:
         raise UsageError(f"--workers {workers or 1}: the cluster has {counts[kind]} {kind}s")
     if kind == "GPU":
-        return workers or counts[kind], {"num_gpus": 1}
+        count = workers or counts[kind]
+        each = counts["CPU"] // count
+        return count, {"num_gpus": 1}, each if each >= 2 else 0  # pictures and sound
     cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     wanted = workers or max(1, sum(n // 2 for n in cpus))
     on_each = -(-wanted // len(cpus))
-    return wanted, {"num_cpus": max(1, min(cpus) // on_each)}
+    return wanted, {"num_cpus": max(1, min(cpus) // on_each)}, 0
 
 
 @dataclass
@@ -125,7 +129,7 @@ class Cluster:
             self._connect()
         try:
             nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-            self.count, self.each = share(nodes, self.workers, gpus=self.gpus)
+            self.count, self.each, self.decoders = share(nodes, self.workers, gpus=self.gpus)
         except BaseException:
             self.__exit__()
             raise
@@ -152,7 +156,8 @@ class Cluster:
         """Return in one line what the work is done by."""
         ((kind, n),) = self.each.items()
         kind = kind.removeprefix("num_").removesuffix("s").upper()
-        return f"Ray: {self.count} worker{'s'[: self.count > 1]}, {n} {kind}{'s'[: n > 1]} each"
+        decoders = f", films decoded on {self.decoders} CPUs each" if self.decoders else ""
+        return f"Ray: {self.count} worker{'s'[: self.count > 1]}, {n} {kind}{'s'[: n > 1]} each{decoders}"
 
     def answer(self, jobs: Sequence[Job]) -> Iterator[Row]:
         """Yield a row for every item, in the order in which they come.
@@ -204,6 +209,7 @@ class Cluster:
         for hand in self._hands:
             if (attempt := hand.following) is not None:
                 hand.following = None
+                hand.actor.forget.remote()  # its decoders may hold CPUs that this film now needs elsewhere
                 return attempt
         return None
 
@@ -212,7 +218,7 @@ class Cluster:
 
     def _hire(self) -> None:
         served = self._ray.remote(**self.each)(_Served)
-        hand = _Hand(served.remote(self.worker, os.getcwd(), self.setup))
+        hand = _Hand(served.remote(self.worker, os.getcwd(), self.setup, self.decoders))
         hand.ask(hand.actor.open.remote())
         self._hands.append(hand)
 
@@ -280,8 +286,9 @@ class _Hand:
 class _Served:
     """What runs in an actor. Whatever goes wrong is returned, for Ray would change its type."""
 
-    def __init__(self, worker: Doing, folder: str, setup: Callable[[], object] | None) -> None:
+    def __init__(self, worker: Doing, folder: str, setup: Callable[[], object] | None, decoders: int) -> None:
         self._worker, self._folder, self._setup = worker, folder, setup
+        self._decoder = Tasks(decoders, folder) if decoders else None
         self._rows: Iterator[Row] = iter(())
 
     def open(self) -> str | Exception:
@@ -295,7 +302,7 @@ class _Served:
                 os.chdir(self._folder)  # names of films and models count from there
             except OSError as error:
                 return UsageError(f"{self._folder}: {error.strerror} on node {node}; start in a folder all nodes share")
-            self._worker.open()
+            self._worker.open(self._decoder)
         except Exception as error:
             return error
         return node
@@ -316,6 +323,10 @@ class _Served:
             return next(self._rows)
         except Exception as error:
             return error
+
+    def forget(self) -> None:
+        """Stop looking at the film that was announced; another worker does it."""
+        self._worker.forget()
 
 
 def _ending(error: Exception) -> str:

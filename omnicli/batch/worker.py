@@ -23,9 +23,11 @@ from omnicli.batch import rows
 from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.limit import time_limit
 from omnicli.bench import memory
+from omnicli.encode import Decoding
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError
 from omnicli.fit import smaller
 from omnicli.llm.reader import Reader
+from omnicli.media.pieces import Here
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.loading import load_model
 from omnicli.timing import StageClock
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from omnicli.batch.journal import Row
     from omnicli.cache import Cache
     from omnicli.config import Config
+    from omnicli.media.pieces import Decoder
     from omnicli.models.base import OmniModel
 
 _log = logging.getLogger(__name__)
@@ -72,16 +75,17 @@ class Worker:
     evidence: bool = False
 
     def __post_init__(self) -> None:
+        self._decoder: Decoder | None = None
         self._ahead: _Ahead | None = None
         self._answered = 0
-        self._small: tuple[Config, str] | None = None  # what this film is asked with, once it did not fit
+        self._small: tuple[Config, str, str] | None = None  # what this film is asked with, once it did not fit, and why
 
-    def open(self) -> None:
-        """Load the model."""
-        self.model = self.load(self.config)
+    def open(self, decoder: Decoder | None = None) -> None:
+        """Load the model. ``decoder``: where films are decoded; None: in this process."""
+        self.model, self._decoder = self.load(self.config), decoder
 
     def answer(self, jobs: Sequence[Job]) -> Iterator[Row]:
-        """Do jobs in this process, the next file being looked at while the model works on this one."""
+        """Do jobs in this process, the next file being decoded while the model works on this one."""
         self.open()
         for job, following in itertools.zip_longest(jobs, jobs[1:]):
             yield from self.do(job, following.media if following else None)
@@ -92,7 +96,7 @@ class Worker:
         Parameters
         ----------
         following : str
-            The file that comes next, to be looked at meanwhile.
+            The file that comes next: its decoding begins as soon as this one is encoded.
 
         Raises
         ------
@@ -120,7 +124,7 @@ class Worker:
                 if isinstance(error, ConfigError | ModelError) and not self._answered:
                     raise
                 _log.info("%s: %s", job.media, item.question, exc_info=True)
-                failure, clean = _told(job.media, error), isinstance(error, OmniError)
+                failure, clean = self._failure(job.media, error), isinstance(error, OmniError)
                 lost = failure if film is None else None
                 row = rows.failed(item, self.config, *failure, time.perf_counter() - begin)
                 self._look_ahead(following)
@@ -129,18 +133,38 @@ class Worker:
                 self._clean(memory.free)
 
     def _look(self, media: str) -> pipeline.Film:
-        clock = StageClock(cuda=self.model.device.type == "cuda")
-        ahead, self._ahead = self._ahead, None
-        with clock.stage("probe"):
-            source = ahead.result() if ahead is not None and ahead.media == media else media
-        settings, needs = self.config.media, self.config.compressor.needs
-        return pipeline.look(source, settings, needs, self.model, clock=clock, cache=self.cache)
+        settings, needs, ahead = self.config.media, self.config.compressor.needs, self._ahead
+        if ahead is None or ahead.media != media:
+            self.forget()
+            clock = self._clock()
+            return pipeline.look(
+                media, settings, needs, self.model, clock=clock, cache=self.cache, decoder=self._decoder
+            )
+        try:
+            ahead.clock.restart()
+            with ahead.clock.stage("probe"):
+                begun = ahead.result()
+            return pipeline.look(begun, settings, needs, self.model, clock=ahead.clock, cache=self.cache)
+        finally:
+            self.forget()
+
+    def _clock(self) -> StageClock:
+        return StageClock(cuda=self.model.device.type == "cuda")
 
     def _look_ahead(self, following: str | None) -> None:
         if following is None or (self._ahead is not None and self._ahead.media == following):
             return
+        self.forget()
         if self.cache is None or not self.cache.knows(Path(following)):
-            self._ahead = _Ahead(following)
+            clock, decoder = self._clock(), self._decoder or Here()
+            begin = partial(Decoding, settings=self.config.media, model=self.model, clock=clock, decoder=decoder)
+            self._ahead = _Ahead(following, clock, begin)
+
+    def forget(self) -> None:
+        """Stop decoding the file that was to follow."""
+        if self._ahead is not None:
+            self._ahead.drop()
+            self._ahead = None
 
     def _answer(self, film: pipeline.Film, item: Item, last: bool) -> Row:
         """Ask; if it does not fit and that is wanted, once more with less, as all further questions on this film."""
@@ -153,10 +177,15 @@ class Worker:
                 if not self.fit or code != MemoryLimitError.exit_code:
                     raise
                 config, what = smaller(self.config)
-            self._small = config, f"did not fit ({message}); answered with {what} (--fit)"
+            self._small = config, what, message
             self._clean(memory.free)
-        config, note = self._small
-        return rows.answered(item, ask(config, self.model), [note])
+        config, what, message = self._small
+        return rows.answered(item, ask(config, self.model), [f"did not fit ({message}); answered with {what} (--fit)"])
+
+    def _failure(self, media: str, error: Exception) -> tuple[int, str]:
+        """Return code and message of a failure; the message says if less was tried."""
+        code, message = _told(media, error)
+        return code, message if self._small is None else f"{message}; asked with {self._small[1]} (--fit)"
 
     def _clean(self, free: Callable[[torch.device], None]) -> None:
         """Give memory back, and make sure that the device still works."""
@@ -184,19 +213,27 @@ def _told(media: str, error: Exception) -> tuple[int, str]:
 
 
 class _Ahead:
-    """A file that a thread looks at. A thread that never comes back keeps neither the next one nor the process."""
+    """A file that threads probe and begin to decode; one that never comes back keeps neither next file nor process."""
 
-    def __init__(self, media: str) -> None:
-        self.media = media
-        self._future: Future[MediaInfo] = Future()
-        threading.Thread(target=self._probe, daemon=True).start()
+    def __init__(self, media: str, clock: StageClock, begin: Callable[[MediaInfo], Decoding]) -> None:
+        self.media, self.clock, self._begin = media, clock, begin
+        self._future: Future[Decoding] = Future()
+        threading.Thread(target=self._work, daemon=True).start()
 
-    def _probe(self) -> None:
+    def _work(self) -> None:
         try:
-            self._future.set_result(probe(self.media))
+            self._future.set_result(self._begin(probe(self.media)))
         except BaseException as error:
             self._future.set_exception(error)
 
-    def result(self) -> MediaInfo:
-        """Wait for it; raises what `probe` raised."""
+    def result(self) -> Decoding:
+        """Wait for it; raises what `probe` and `Decoding` raise."""
         return self._future.result()
+
+    def drop(self) -> None:
+        """Stop decoding, without waiting for it."""
+        threading.Thread(target=self._close, daemon=True).start()
+
+    def _close(self) -> None:
+        if self._future.exception() is None:
+            self._future.result().close()

@@ -19,10 +19,10 @@ from omnicli import facts
 from omnicli.bench.columns import origin, rounds
 from omnicli.bench.rows import machine, spread
 from omnicli.bench.table import NOTHING, Cells, Sheet, number
-from omnicli.encode import batched
 from omnicli.errors import MediaError
 from omnicli.media import audio, sampling, video
 from omnicli.media.container import DecodeStats
+from omnicli.media.pieces import batched
 from omnicli.media.probe import MediaInfo, probe
 
 if TYPE_CHECKING:

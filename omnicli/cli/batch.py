@@ -105,6 +105,7 @@ def batch(
     start: opt.StartOption = None,
     end: opt.EndOption = None,
     audio: opt.AudioOption = None,
+    subtitles: opt.SubtitlesOption = None,
     require_audio: Annotated[bool, typer.Option("--require-audio", help="Films without usable sound fail.")] = False,
     max_new_tokens: opt.MaxNewTokensOption = None,
     temperature: opt.TemperatureOption = None,
@@ -125,6 +126,7 @@ def batch(
         start=start,
         end=end,
         audio=audio,
+        subtitles=subtitles,
         require_audio=require_audio,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -145,7 +147,9 @@ def batch(
     from omnicli.cli import answering, defaults
 
     config = answering.prepare(preset, settings, model, device, dtype)
-    jobs = items.plan(wanted, _settings_key(config))
+    if config.media.subtitles not in ("auto", "off"):
+        answering.check_media(config.media.subtitles)
+    jobs = items.plan(wanted, _settings_key(config), config.media.subtitles)
     with contextlib.ExitStack() as stack:
         stack.callback(display.clear)
         sink: Sink = Stream(display.row) if output is None else stack.enter_context(Journal(output))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from omnicli.settings import MediaConfig
 
 ENDINGS = (".srt", ".vtt", ".ass")
-"""Files beside a film that `find` looks for, in this order."""
+"""Files beside a film that are looked for, in this order."""
 
 _DRAWING = re.compile(r"\{[^}]*\\p[1-9]")  # ASS: what follows are coordinates
 _OVERRIDE = re.compile(r"\{[^}]*\}")
@@ -92,12 +92,10 @@ def read(info: MediaInfo, source: str) -> tuple[list[Line], list[str]]:
     MediaError
         A file of subtitles cannot be read.
     """
-    if source != "auto":
-        return _from_file(Path(source).expanduser()), []
-    beside = [path for ending in ENDINGS if (path := info.path.with_suffix(ending)).is_file()]
-    if beside:
-        others = f"subtitles: read from {beside[0].name}, not from {', '.join(p.name for p in beside[1:])}"
-        return _from_file(beside[0]), [others] if beside[1:] else []
+    found = files(info.path, source)
+    if found:
+        others = f"subtitles: read from {found[0].name}, not from {', '.join(p.name for p in found[1:])}"
+        return _from_file(found[0]), [others] if found[1:] else []
     tracks = [track for track in info.subtitles if track.text]
     if not tracks:
         return [], [f"subtitles: {'only pictures of text' if info.subtitles else 'none'} in the film, none beside it"]
@@ -111,6 +109,13 @@ def read(info: MediaInfo, source: str) -> tuple[list[Line], list[str]]:
     if stats.error_count:
         notes.append(f"subtitles: {stats.error_count} errors in reading them; lines may be missing")
     return lines, notes
+
+
+def files(film: Path, source: str) -> list[Path]:
+    """Return the files from which `read` could take a film's lines; it takes the first. Empty: its text tracks."""
+    if source != "auto":
+        return [Path(source).expanduser()]
+    return [path for ending in ENDINGS if (path := film.with_suffix(ending)).is_file()]
 
 
 def fit(lines: list[Line], budget: int, count: Callable[[str], int]) -> tuple[str, int]:

@@ -50,6 +50,28 @@ def test_patterns_and_names(archive):
         found("bb.mp4")
 
 
+def test_subtitles_beside_a_film_are_part_of_its_key(archive):
+    def keys(source):
+        films = ("b.mp4", "sub/c.webm", "gone.mp4")
+        return [job.items[0].key for job in plan([Wanted(film, "why?") for film in films], "s", source)]
+
+    off, without = keys("off"), keys("auto")
+    assert off == without, "no file of subtitles, nothing to tell"
+    (archive / "b.srt").write_text("one")
+    with_one = keys("auto")
+    assert keys("off") == off and with_one[1:] == off[1:] and with_one[0] != off[0]
+    (archive / "b.srt").write_text("two")
+    assert keys("auto")[0] not in (with_one[0], off[0])
+    (archive / "b.srt").write_text("one")
+    (archive / "b.ass").write_text("not read")
+    os.utime(archive / "b.srt", (1, 1))
+    assert keys("auto") == with_one
+    (archive / "all.srt").write_text("x")
+    named = keys("all.srt")
+    (archive / "all.srt").write_text("y")
+    assert all(a != b for a, b in zip(named, keys("all.srt"), strict=True))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_cannot_be_read_is_told_of(archive):
     (archive / "sub").chmod(0)

@@ -12,13 +12,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from omnicli.batch import runner
 from omnicli.batch.attempt import Attempt
+from omnicli.batch.decoders import PARCELS, Tasks
 from omnicli.batch.items import Item, Job
 from omnicli.batch.journal import Journal
-from omnicli.batch.ray import OBJECT_STORE, Cluster, check, share
-from omnicli.errors import ConfigError, OmniError, UsageError
+from omnicli.batch.ray import Cluster, check, share
+from omnicli.encode import encode
+from omnicli.errors import ConfigError, MediaError, OmniError, UsageError
+from omnicli.media.container import DecodeStats
+from omnicli.media.probe import probe
+from omnicli.settings import MediaConfig
+from omnicli.timing import StageClock
+from tests import tiny
 from tests.batch import fakes
 from tests.cli import films, schema
 from tests.cli.conftest import ROOT, Result, omni, omni_process, tiny_model  # noqa: F401
@@ -34,10 +42,12 @@ def address():
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or workers are killed for what else runs on this machine
+        patch.setenv("RAY_worker_niceness", "0")  # nor do they come last
         for name in [n for n in os.environ if n.startswith("OMNI_") or n == "RAY_ADDRESS"]:
             patch.delenv(name)
         context = ray.init(
-            "local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=OBJECT_STORE,
+            "local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=100 * 2**20,
             log_to_driver=False, logging_level="ERROR",
         )  # fmt: skip
         yield context.address_info["gcs_address"]
@@ -170,7 +180,7 @@ def ended(pid):
 
 def test_one_worker_for_each_gpu(address, tmp_path):
     with Cluster(fakes.Worker(tmp_path / "log"), fakes.failed) as workers:
-        assert (workers.count, workers.told()) == (1, "Ray: 1 worker, 1 GPU each")
+        assert (workers.count, workers.told()) == (1, "Ray: 1 worker, 1 GPU each, films decoded on 2 CPUs each")
         assert [row["status"] for row in workers.answer([job("a")])] == ["ok"]
 
 
@@ -193,6 +203,134 @@ def test_the_command(address, omni_process, tiny_model, tmp_path):  # noqa: F811
         assert schema.row_problems(row) == []
     assert [(r["media"], r["question"]) for r in rows] == [(name, q) for name in names for q in ("why?", "who?")]
     assert {r["error"]["code"] for r in rows if r["status"] == "failed"} == {3}
+
+
+@pytest.fixture
+def stream(address, tmp_path):
+    """Return a function that makes a stream of twelve pieces which something happens to."""
+
+    def make(trouble=""):
+        (tmp_path / f"film{trouble}").touch()
+        return fakes.Stream(fakes.Info(tmp_path / f"film{trouble}"), 12, trouble)
+
+    return make
+
+
+TASKS = Tasks(2, os.getcwd())
+
+
+def numbers(pieces):
+    """Return the pieces' numbers and processes, and check that what decoding met with came last."""
+    *pieces, stats = pieces
+    assert isinstance(stats, DecodeStats) and stats.missing == 7
+    assert all(piece.data.flags.writeable and (piece.data == piece.data[0]).all() for piece in pieces)
+    return [int(piece.data[0]) for piece in pieces], {int(piece.times[0]) for piece in pieces}
+
+
+def test_a_stream_is_decoded_elsewhere(stream):
+    got, pids = numbers(TASKS.read(stream()))
+    assert got == list(range(12)) and len(pids) == 1 and os.getpid() not in pids
+    with pytest.raises(MediaError, match=r"broken$"):
+        numbers(TASKS.read(stream("error")))
+    gone = fakes.Stream(fakes.Info(Path("gone.mp4")), 3)
+    with pytest.raises(MediaError, match=r"gone\.mp4: no such file on node .*, which was to decode it"):
+        next(TASKS.read(gone))
+
+
+def test_a_stream_stays_a_bounded_number_of_pieces_ahead_and_ends_when_nobody_wants_it(stream):
+    film = stream()
+    pieces = TASKS.read(film)
+    first = next(pieces)
+    time.sleep(2)
+    assert film.log.read_text().count("\n") <= 1 + PARCELS + 1
+    pieces.close()
+    for _ in range(200):
+        if ended(int(first.times[0])):
+            return
+        time.sleep(0.05)
+    pytest.fail("it decodes on")
+
+
+def test_a_decoder_killed_in_the_middle(stream):
+    film = stream("once")
+    got, pids = numbers(TASKS.read(film))
+    assert got == list(range(12)) and len(pids) == 2
+    with pytest.raises(OmniError, match=r"filmalways: ended its decoder twice \(a crash, ") as caught:
+        numbers(TASKS.read(stream("always")))
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("trouble", ["", "once", "actor"])
+def test_workers_whose_films_are_decoded_elsewhere(stream, address, tmp_path, trouble):
+    film = stream(trouble).info.path
+    worker = fakes.Reader(tmp_path / "log", trouble=trouble)
+    rows = ask(Cluster(worker, fakes.failed, workers=1), job(str(film), "1", "2"))
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert [row["got"] for row in rows.values()] == [list(range(12))] * 2
+    assert (tmp_path / "log").read_text().split("\n").count("open") == 1 + (trouble == "actor")
+    pids = {int(line.split()[1]) for line in film.with_suffix(".log").read_text().splitlines()}
+    assert len(pids) == 1 + (trouble != "")
+    if trouble == "actor":  # the task of the actor that died is gone too
+        first = int(film.with_suffix(".log").read_text().split()[1])
+        assert ended(first)
+
+
+def test_tokens_are_the_same_wherever_a_film_is_decoded(address, tmp_path, monkeypatch):
+    """Good and damaged films, in one and in several stretches."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    films.write_all(folder)
+    model = tiny.model()
+    model.video_batch = 2
+    monkeypatch.setattr(Tasks, "stretches", lambda self, batches: min(self.cpus, batches))
+    several = 0
+    for name in (*films.GOOD, *films.DAMAGED):
+        plain = encoded(folder / name, model, None)
+        for cpus in (1, 3):
+            other = encoded(folder / name, model, Tasks(cpus, os.getcwd()))
+            if isinstance(plain, str):
+                assert other == plain
+                continue
+            assert torch.equal(other.clip.tokens.features, plain.clip.tokens.features)
+            assert torch.equal(other.clip.tokens.start_s, plain.clip.tokens.start_s)
+            assert (other.used, other.warnings) == (plain.used, plain.warnings)
+            several += cpus > 1 and plain.used.frames > 4
+    assert several >= 4
+
+
+def encoded(path, model, decoder):
+    try:
+        return encode(
+            probe(path), MediaConfig(fps=4), model, capture=frozenset(), clock=StageClock(),
+            progress=lambda *_: None, decoder=decoder,
+        )  # fmt: skip
+    except MediaError as error:
+        return str(error)
+
+
+TIMED = ("stages", "busy", "wall_s", "time_to_first_token_s", "peak_memory")
+
+
+def test_rows_are_those_of_a_batch_without_ray(address, omni, tiny_model, tmp_path, monkeypatch):  # noqa: F811
+    """Decoded by tasks or by the worker itself: good, damaged and unreadable films."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    films.write_all(folder)
+    monkeypatch.setenv("OMNI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    argv = ("batch", folder, "-q", "why?", "-q", "who?", "--model", tiny_model, "--fps", "2", "--max-new-tokens", "2")
+    ways = {"plain": ("--no-isolate",), "tasks": ("--ray", "--address", address), "cpus": ("--ray", "--device", "cpu")}
+    rows = {}
+    for way, how in ways.items():
+        result = omni(*argv, "--no-cache", *how, "-o", tmp_path / f"{way}.jsonl")
+        assert result.code == 7, result.err
+        assert ("films decoded on 2 CPUs" in result.err) == (way == "tasks")
+        lines = [json.loads(line) for line in (tmp_path / f"{way}.jsonl").read_text().splitlines()]
+        lines.sort(key=lambda row: (row["media"], row["question"]))
+        assert all(schema.row_problems(row) == [] for row in lines)
+        rows[way] = [{k: v for k, v in row.items() if k not in (*TIMED, "config", "id", "key")} for row in lines]
+    assert rows["tasks"] == rows["plain"] and rows["cpus"] == rows["plain"]
+    assert len(rows["plain"]) == 2 * len(list(folder.iterdir()))
 
 
 def test_a_journal_begun_without_ray_is_the_same(address, omni, tiny_model, tmp_path, monkeypatch):  # noqa: F811
@@ -239,14 +377,15 @@ def test_what_workers_share():
     def of(workers, *nodes, gpus=True):
         return share([{"CPU": cpus, "GPU": g} for cpus, g in nodes], workers, gpus=gpus)
 
-    assert of(None, (16, 2), (64, 0)) == (2, {"num_gpus": 1})
-    assert of(None, (16, 2), (16, 2)) == (4, {"num_gpus": 1})
-    assert of(1, (16, 2)) == (1, {"num_gpus": 1})
-    assert of(None, (16, 2), gpus=False) == (8, {"num_cpus": 2})
-    assert of(None, (1, 0)) == (1, {"num_cpus": 1})
-    assert of(1, (8, 0), (0, 0)) == (1, {"num_cpus": 8})
-    assert of(2, (4, 0), (4, 0), (4, 0)) == (2, {"num_cpus": 4})
-    assert of(None, (4, 0), (16, 0)) == (10, {"num_cpus": 1})
+    assert of(None, (16, 2), (64, 0)) == (2, {"num_gpus": 1}, 40)
+    assert of(None, (16, 2), (16, 2)) == (4, {"num_gpus": 1}, 8)
+    assert of(None, (3, 2)) == (2, {"num_gpus": 1}, 0)
+    assert of(1, (16, 2)) == (1, {"num_gpus": 1}, 16)
+    assert of(None, (16, 2), gpus=False) == (8, {"num_cpus": 2}, 0)
+    assert of(None, (1, 0)) == (1, {"num_cpus": 1}, 0)
+    assert of(1, (8, 0), (0, 0)) == (1, {"num_cpus": 8}, 0)
+    assert of(2, (4, 0), (4, 0), (4, 0)) == (2, {"num_cpus": 4}, 0)
+    assert of(None, (4, 0), (16, 0)) == (10, {"num_cpus": 1}, 0)
     for workers, nodes in ((3, [(16, 2)]), (5, [(4, 0)]), (None, [(0, 0)])):
         with pytest.raises(UsageError, match="the cluster has"):
             of(workers, *nodes)

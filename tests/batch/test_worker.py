@@ -21,6 +21,7 @@ from omnicli.batch.worker import Worker
 from omnicli.config import load_config
 from omnicli.errors import ConfigError, MemoryLimitError
 from omnicli.journal import dumps
+from omnicli.media import pieces
 from tests import tiny
 from tests.cli import films, schema
 
@@ -104,6 +105,47 @@ def test_a_film_is_encoded_once_and_the_next_one_looked_at_meanwhile(do, monkeyp
     assert threads == [("bad.mp4", False), ("b.mp4", False)]
 
 
+def test_the_next_film_is_decoded_while_this_one_is_answered(do, folder, model, monkeypatch):
+    begun, real = {name: threading.Event() for name in ("a.mp4", "b.mp4", "c.mp4")}, pieces.video.read_frames
+
+    def read_frames(info, *args, **kwargs):
+        begun[info.path.name].set()
+        return real(info, *args, **kwargs)
+
+    def meanwhile(n, film, *_, **__):
+        following = {"a.mp4": "b.mp4", "b.mp4": "c.mp4"}.get(film.info.path.name)
+        assert following is None or begun[following].wait(60)
+
+    monkeypatch.setattr(pieces.video, "read_frames", read_frames)
+    counted(monkeypatch, "answer", meanwhile)
+    rows = do("a.mp4", "b.mp4", "c.mp4", questions=["why?"])
+    assert statuses(rows) == ["ok"] * 3
+    for row in rows:
+        stages = {name: s for name, s in row["stages"].items() if name != "select_in_llm"}
+        assert sum(stages.values()) == pytest.approx(row["wall_s"], rel=0.05, abs=0.02)
+    (alone,) = do("c.mp4", questions=["why?"])
+    assert alone["answer"] == rows[2]["answer"] and alone["media_used"] == rows[2]["media_used"]
+
+
+def test_a_film_that_was_announced_and_does_not_come_is_dropped(folder, model):
+    one = Worker(CONFIG, load=lambda _: model)
+    one.open()
+    names = [str(folder / name) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    first, _, third = plan([Wanted(name, "why?") for name in names], "s")
+    before = threading.active_count()
+    (row,) = one.do(first, names[1])
+    one._ahead.result()
+    assert threading.active_count() > before, "nothing is decoded ahead: the test would show nothing"
+    one.forget()
+    (other,) = one.do(third)
+    assert row["status"] == other["status"] == "ok" and other["media"] == names[2]
+    for _ in range(200):
+        if threading.active_count() <= before:
+            return
+        time.sleep(0.05)
+    pytest.fail("its decoders are still there")
+
+
 def test_a_film_that_cannot_be_read(do):
     rows = do("bad.mp4", "a.mp4")
     assert {(r["error"]["code"], r["error"]["message"].partition("bad.mp4: ")[2]) for r in rows[:3]} == {
@@ -159,6 +201,7 @@ def test_fit_does_not_ask_a_third_time(do, monkeypatch):
     answers = counted(monkeypatch, "answer", fail)
     rows = do("a.mp4", fit=True, questions=["why?"])
     assert statuses(rows) == ["failed"] and rows[0]["error"]["code"] == 4 and len(answers) == 2
+    assert rows[0]["error"]["message"].endswith("too long; asked with avoc.tokens=8 (--fit)")
 
 
 def test_what_fit_asks_with():

@@ -137,6 +137,32 @@ def test_resuming(batch, archive, tmp_path, monkeypatch):
     assert again() == ["bad.mp4"]
 
 
+def test_subtitles(batch, archive, tmp_path):
+    def again(*argv):
+        before = len(read(tmp_path / "out.jsonl")) if (tmp_path / "out.jsonl").exists() else 0
+        assert batch("archive", "-q", "why?", "-o", "out.jsonl", *argv).code == 0
+        return {os.path.basename(r["media"]): r for r in read(tmp_path / "out.jsonl")[before:]}
+
+    text = "1\n00:00:00,000 --> 00:00:00,400\nHello\n"
+    plain = again()
+    (archive / "a.srt").write_text(text)
+    assert again() == {}
+    auto = again("--subtitles", "auto")
+    assert set(auto) == {"a.mp4", "b.mp4"}, "the settings differ"
+    assert auto["a.mp4"]["tokens"]["text"] > plain["a.mp4"]["tokens"]["text"] and not auto["a.mp4"]["warnings"]
+    assert auto["b.mp4"]["tokens"]["text"] == plain["b.mp4"]["tokens"]["text"]
+    assert again("--subtitles", "auto") == {}
+    (archive / "b.srt").write_text(text)
+    assert set(again("--subtitles", "auto")) == {"b.mp4"}
+    assert set(again("--subtitles", "archive/b.srt")) == {"a.mp4", "b.mp4"}
+    (archive / "b.srt").write_text(text.replace("Hello", "Good bye"))
+    assert set(again("--subtitles", "archive/b.srt")) == {"a.mp4", "b.mp4"}
+    (archive / "b.srt").write_bytes(b"\xff\xfe\x00 no text")
+    assert batch("archive", "-q", "why?", "--subtitles", "auto").code == 7, "a failed row"
+    wrong = batch("archive", "-q", "why?", "--subtitles", "archive/c.srt")
+    assert wrong.code == 3 and "did you mean" in wrong.error_line()
+
+
 def test_rows_on_stdout_and_nothing_else(batch, archive):
     result = batch("archive", "-q", "why?")
     assert result.code == 0

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from omnicli.errors import ModelError
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
-from omnicli.models import loading
+from omnicli.models import checkpoint
 from omnicli.models.facts.qwen2_5_omni import FACTS
 from omnicli.models.loading import load_model
 from omnicli.types import Modality
@@ -273,7 +273,7 @@ def test_checkpoints_of_both_depths_load(released, size, full, tied):
     got = omni.thinker.state_dict()
     assert got.keys() == expected.keys() and all(torch.equal(got[k], expected[k]) for k in expected)
     assert (got["lm_head.weight"].data_ptr() == got[table].data_ptr()) == bool(tied)
-    weights = loading.count_weights(released(size, full, tied), omni.facts.loads, omni.facts.skips)
+    weights = checkpoint.count_weights(released(size, full, tied), omni.facts.loads, omni.facts.skips)
     assert weights == sum(p.numel() for p in omni.thinker.parameters())  # what a plan counts
     given = omni.sequence(omni.prompt("q", video=False, audio=False))
     cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=80)
