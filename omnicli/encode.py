@@ -73,6 +73,8 @@ def encode(
     if start >= info.duration_s:
         raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s; there is nothing from {start:g} s on")
     job = _Job(info, settings, model, capture, (start, end), clock, progress)
+    with clock.stage("load"):
+        model.work("encoders")
     pictures, sound = _Pictures(job), _Sound(job)
     _run(job, [pictures, sound])
     if pictures.torn:

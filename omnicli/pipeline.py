@@ -119,6 +119,8 @@ def answer(
     clock = StageClock(cuda=model.device.type == "cuda")
     clip, options = media.clip, DecodeOptions(**vars(config.generate))
     prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history, preface=film.preface)
+    with clock.stage("load"):
+        model.work("llm")
     with clock.stage("compress"):
         selection = compressor.compress(clip.tokens, model.query(prompt))
         kept = clip.tokens.select(selection)

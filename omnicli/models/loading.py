@@ -35,8 +35,12 @@ DTYPES = {
 }
 """Names of number formats, and torch's."""
 
+NO_OFFLOAD = "--offload: the model runs on the CPU, there is no device to offload from; leave it out"
 
-def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> OmniModel:
+
+def load_model(
+    name: str | Path, device: str = "auto", dtype: str = "auto", quantize: str = "none", offload: bool = False
+) -> OmniModel:
     """Load a model.
 
     Parameters
@@ -48,24 +52,50 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> O
         ``auto`` is CUDA if there is one, else the CPU.
     dtype : str
         ``auto`` is bfloat16 on CUDA and float32 on a CPU.
+    quantize : str
+        ``int8`` or ``int4``: the weights of the LLM's layers in so many bits (`omnicli.models.quantize`); ``none``.
+    offload : bool
+        Keep on the device what works and the rest in host memory (`OmniModel.work`).
 
     Raises
     ------
     ModelError
-        In one line: an unknown name, missing or incomplete weights, an unsupported architecture or device.
+        In one line: an unknown name, missing or incomplete weights, an unsupported architecture or device, a library
+        that is not installed, nothing to offload from.
     """
     name = str(name)
     where = resolve_device(device)
     what = resolve_dtype(dtype, where)
+    if offload and where.type == "cpu":
+        raise ModelError(NO_OFFLOAD)
     if name.startswith("dummy:"):
-        return _dummy(name, where, what)
-    folder, revision = find_folder(name)
-    family = _family(name, _read_config(name, folder))
-    check_weights(name, folder)
-    known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
-    model = family.load(folder, name=name, revision=revision, device=where, dtype=what)
-    model.fingerprint = known_by
+        model = _dummy(name, where, what, _quantizer(quantize, where, where))
+    else:
+        folder, revision = find_folder(name)
+        config = _read_config(name, folder)
+        family = _family(name, config)
+        if quantize != "none" and "quantization_config" in config:
+            raise ModelError(f"{name}: the checkpoint is quantised already; leave out --quantize {quantize}")
+        check_weights(name, folder)
+        known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
+        home = torch.device("cpu") if offload else where
+        model = family.load(
+            folder, name=name, revision=revision, device=home, dtype=what, **_quantizer(quantize, where, home)
+        )
+        model.fingerprint = known_by
+    model.quantized = quantize
+    if offload:
+        model.offload(where)
     return model
+
+
+def _quantizer(kind: str, device: torch.device, home: torch.device) -> dict[str, Any]:
+    """Return the argument of a family's ``load`` and ``dummy`` that quantises, or none: families may not know it."""
+    if kind == "none":
+        return {}
+    from omnicli.models.quantize import Quantizer
+
+    return {"quantizer": Quantizer(kind, device, home)}
 
 
 def short_names() -> dict[str, str]:
@@ -299,8 +329,8 @@ def _again(name: str) -> str:
     return f"get it with: hf download {hub_id}" if hub_id else "copy or download the checkpoint again"
 
 
-def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
-    size, *options = name.removeprefix("dummy:").split(",")
+def _dummy(name: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> OmniModel:
+    size, *sizes = name.removeprefix("dummy:").split(",")
     unusable: list[ModelError] = []
     found = {dummy: family for family in _families("", unusable) for dummy in family.dummies}
     if size.lower() not in found:
@@ -308,7 +338,7 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
             raise unusable[0]
         raise ModelError(f"no dummy weights called {size!r}{near_names(size, found)}")
     layers, scale = None, 1.0
-    for option in options:
+    for option in sizes:
         key, _, value = option.partition("=")
         try:
             if key == "layers":
@@ -321,4 +351,6 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
             pass
         raise ModelError(f"{name}: cannot read {option!r}; options are layers=N and scale=F")
     family = found[size.lower()]
-    return family.dummy(family.dummies[size.lower()], name=name, device=device, dtype=dtype, layers=layers, scale=scale)
+    return family.dummy(
+        family.dummies[size.lower()], name=name, device=device, dtype=dtype, layers=layers, scale=scale, **options
+    )

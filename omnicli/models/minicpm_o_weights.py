@@ -16,13 +16,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
 
 from omnicli.errors import ModelError
+
+if TYPE_CHECKING:
+    from omnicli.models.quantize import Quantizer
 
 TRANSFORMERS = "5.23"
 if not transformers.__version__.startswith(TRANSFORMERS + "."):
@@ -51,6 +54,8 @@ from omnicli.models.facts.minicpm_o import (  # noqa: E402
 
 # ---- facts about the published files that only loading and the towers need ----
 
+LLM_LAYERS = "llm.model.layers."
+"""Prefix of the names of the LLM's layers."""
 RESAMPLER_HEAD = 128
 """Channels per head of the resampler: 32 heads of 4096."""
 DROP_LAST_VISION_LAYER = True
@@ -211,7 +216,10 @@ class Parts(nn.Module):
         self.audio_projection_layer = SoundProjection(settings.audio.d_model, width)
 
 
-def load_parts(name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> Parts:
+def load_parts(
+    name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype,
+    *, quantizer: Quantizer | None = None,
+) -> Parts:  # fmt: skip
     """Load the weights of a folder in hub layout, straight to the device.
 
     Raises
@@ -221,7 +229,7 @@ def load_parts(name: str, folder: Path, settings: Settings, device: torch.device
     """
     from safetensors import safe_open
 
-    from omnicli.models.dummy import unfilled_model
+    from omnicli.models.dummy import unfilled_model, weightless_model
 
     wanted = {
         key: tuple(value.shape) for key, value in unfilled_model(Parts, settings, "meta", dtype).state_dict().items()
@@ -239,15 +247,31 @@ def load_parts(name: str, folder: Path, settings: Settings, device: torch.device
     ):
         if keys:
             raise ModelError(f"{name}: {len(keys)} weights {what} in {folder}, the first is {min(keys)}")
-    parts: Parts = unfilled_model(Parts, settings, device, dtype)
-    state = parts.state_dict()
+    if quantizer is None:
+        parts: Parts = unfilled_model(Parts, settings, device, dtype)
+    else:
+        quantizer.inside = LLM_LAYERS
+        parts = weightless_model(Parts, settings, device, dtype)
     with torch.no_grad():
         for file in files:
             with safe_open(file, "pt") as weights:
                 for key in weights.keys():  # noqa: SIM118
-                    if key in state:
-                        state[key].copy_(weights.get_tensor(key))
+                    if key in wanted:
+                        _place(parts, key, weights.get_tensor(key), quantizer, dtype)
     return parts
+
+
+def _place(parts: Parts, key: str, value: torch.Tensor, quantizer: Quantizer | None, dtype: torch.dtype) -> None:
+    """Put a weight as it was read into its place, or, where that has no storage, in its place."""
+    if quantizer is not None and quantizer.wants(parts, key):
+        quantizer.take(parts, key, value.to(dtype))
+        return
+    path, _, last = key.rpartition(".")
+    module = parts.get_submodule(path)
+    if (there := getattr(module, last)).is_meta and quantizer is not None:
+        setattr(module, last, nn.Parameter(value.to(quantizer.home, dtype), requires_grad=False))
+    else:
+        there.copy_(value)
 
 
 def load_tokenizer(name: str, folder: Path) -> Any:

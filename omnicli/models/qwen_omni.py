@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from omnicli.errors import ModelError
-from omnicli.models import chat, layout
+from omnicli.models import chat, layout, quantize
 from omnicli.models.attention import causal_attention, last_query_attention
 from omnicli.models.base import (
     AudioEncoder,
@@ -29,6 +29,7 @@ from omnicli.models.base import (
     Grain,
     ModelInput,
     OmniModel,
+    Part,
     Prompt,
 )
 from omnicli.models.dummy import Shrink, random_model
@@ -38,6 +39,8 @@ from omnicli.models.preprocessing import WindowedAudioEncoder
 from omnicli.types import MediaTokens
 
 TRANSFORMERS = "5.23"
+LLM_LAYERS = "model.language_model.layers."
+"""Prefix of the names of the LLM's layers in a thinker."""
 
 
 def require_transformers(file: str) -> None:
@@ -118,8 +121,15 @@ class QwenOmni(OmniModel):
         self.grain = Grain(mel_window / 100, self._mel_bands, mirror_end)
 
     @classmethod
-    def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> QwenOmni:
+    def load(
+        cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype,
+        quantizer: quantize.Quantizer | None = None,
+    ) -> QwenOmni:  # fmt: skip
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
+        options = dict(cls.load_options)
+        if quantizer is not None:
+            quantizer.inside = LLM_LAYERS
+            options["quantization_config"] = quantize.Settings(quantizer)
         with chat.quiet():
             try:
                 loaded: Any = cls.thinker_class.from_pretrained(
@@ -129,9 +139,11 @@ class QwenOmni(OmniModel):
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
-                    **cls.load_options,
+                    **options,
                 )
             except RuntimeError as error:
+                if quantizer is not None and quantizer.failure is not None:
+                    raise quantizer.failure from error
                 if "conversion of the weights" not in str(error) and "size mismatch" not in str(error):
                     raise
                 raise ModelError(
@@ -146,16 +158,24 @@ class QwenOmni(OmniModel):
 
     @classmethod
     def dummy(
-        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
-    ) -> QwenOmni:
+        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float,
+        quantizer: quantize.Quantizer | None = None,
+    ) -> QwenOmni:  # fmt: skip
         """Build the thinker of ``size`` with random weights on the device; no files are read."""
         config, tokenizer = cls.dummy_config(size, Shrink(layers, scale))
-        return cls(random_model(cls.thinker_class, config, device, dtype), tokenizer, name=name, revision="random")
+        if quantizer is not None:
+            quantizer.inside = LLM_LAYERS
+        thinker = random_model(cls.thinker_class, config, device, dtype, quantizer)
+        return cls(thinker, tokenizer, name=name, revision="random")
 
     @classmethod
     @abc.abstractmethod
     def dummy_config(cls, size: str, shrink: Shrink) -> tuple[Any, Any]:
         """Return (stock thinker config, tokenizer) of ``size``, a value of ``dummies``; `ModelError` if unknown."""
+
+    def weights(self) -> dict[Part, list[torch.nn.Module]]:
+        """See `OmniModel.weights`."""
+        return {"encoders": [self._visual, self._audio], "llm": [self._text, self.thinker.lm_head]}
 
     # ---- pictures ----
 
@@ -177,6 +197,7 @@ class QwenOmni(OmniModel):
     @torch.no_grad()
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
         """See `OmniModel.encode_video`. uint8 goes to the device; normalising happens there."""
+        self.work("encoders")
         pre = self.preprocessing
         rows = layout.patchify(
             frames.to(self.device),
@@ -223,6 +244,7 @@ class QwenOmni(OmniModel):
 
         ``first``: they begin the sound.
         """
+        self.work("encoders")
         whole = mel.shape[1] // self._mel_window * self._mel_window
         pieces = []
         if whole:
@@ -287,6 +309,7 @@ class QwenOmni(OmniModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         """See `OmniModel.embed`."""
+        self.work("llm")
         return self._text.embed_tokens(ids)
 
     def sequence(

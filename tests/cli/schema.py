@@ -15,7 +15,7 @@ ANSWER: dict[str, Any] = {
     "question": str,
     "answer": str,
     "status": str,
-    "model": {"name": str, "revision": str, "dtype": str, "device": str},
+    "model": {"name": str, "revision": str, "dtype": str, "device": str, "quantize": str},
     "preset": str,
     "config": dict,
     "media_used": {
@@ -62,7 +62,7 @@ EVIDENCE = {"start_s": NUMBER, "end_s": NUMBER, "score": OPTIONAL, "modality": s
 PLAN: dict[str, Any] = {
     "schema": int,
     "media": str,
-    "model": {"name": str, "dtype": str, "device": str},
+    "model": {"name": str, "dtype": str, "device": str, "quantize": str},
     "preset": str,
     "media_used": {"frames": int, "width": int, "height": int, "audio_s": NUMBER},
     "tokens": {
