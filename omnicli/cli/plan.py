@@ -82,7 +82,9 @@ def describe(plan: Plan, found: list[Change]) -> list[str]:
         ("sound tokens", f"{a:,} encoded, {ka:,} kept"),
         ("largest position", f"{plan.position:,}, trained up to {plan.trained:,}"
          + (" (beyond it)" if plan.position >= plan.trained else "")),
-        ("weights", f"{show(plan.parts['weights'])} in {plan.dtype}"),
+        ("weights", f"{show(plan.parts['weights'])} in {plan.dtype}"
+         + (f", the LLM's layers in {plan.quantize}" if plan.quantize != "none" else "")
+         + (f"; {show(plan.parts['encoder_weights'])} of the encoders in turn with the LLM" if plan.offload else "")),
         ("encoders, working", show(plan.parts["encoders"])),
         ("encoded tokens", show(plan.parts["tokens"])),
         ("kept tokens, copied", show(plan.parts["kept"])),
