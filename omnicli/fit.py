@@ -53,7 +53,8 @@ def changes(info: MediaInfo, config: Config, plan: Plan, limit: int = 3) -> list
     """Return up to ``limit`` changes, each of which makes the run fit, the smallest first.
 
     Of each kind the first step that fits: offloading, which changes no answer; a smaller budget, fewer frames, smaller
-    frames, a shorter span; the LLM's weights in fewer bits, a smaller model, half the precision. Where none of them is enough, each together with a smaller budget.
+    frames, a shorter span; the LLM's weights in fewer bits, a smaller model, half the precision. Where none of them is
+    enough, each together with a smaller budget.
     """
     found = list(itertools.islice(_fitting(info, config, plan), limit))
     if not found:

@@ -79,9 +79,10 @@ class Plan:
     position : int
         Largest rotary position of the media; ``trained`` is the model's range.
     parts : dict of str to int
-        Bytes: ``weights``, ``encoder_weights`` (of them, those of the encoders), ``encoders`` (working memory), ``tokens`` (encoded, captures included), ``kept`` (copies for
-        the LLM), ``kv``, ``prefill`` (working memory), ``hidden`` (of all positions, where a method prunes inside the
-        LLM), ``frames`` (decoded frames waiting, and the decoder).
+        Bytes: ``weights``, ``encoder_weights`` (of them, those of the encoders), ``encoders`` (working memory),
+        ``tokens`` (encoded, captures included), ``kept`` (copies for the LLM), ``kv``, ``prefill`` (working memory),
+        ``hidden`` (of all positions, where a method prunes inside the LLM), ``frames`` (decoded frames waiting, and
+        the decoder).
     host, device : int or None
         Peaks in bytes, libraries included; ``device`` is None on a CPU.
     above_libraries : int
@@ -289,7 +290,8 @@ def _peak(parts: dict[str, int], selecting: int, whole: bool, offload: bool) -> 
 
     Encoding: weights, tokens so far, working memory. Assembling: the tokens twice. Choosing: tokens, the copies that
     are kept, and the method's own. Reading: tokens, copies, KV cache, and a chunk's working memory; hidden states of
-    all positions where a method prunes inside the LLM (``whole``). With ``offload`` only the weights that work are there.
+    all positions where a method prunes inside the LLM (``whole``).
+    With ``offload`` only the weights that work are there.
     """
     encoding = parts["tokens"] + max(parts["encoders"], parts["tokens"])
     choosing = parts["tokens"] + parts["kept"] + selecting
