@@ -92,7 +92,7 @@ def row(one: Measured, reference: Measured | None, depth: int) -> dict[str, Any]
     read = _mean_by_layer(done.tokens["by_layer"], depth)
     encoded = sum(done.tokens[m]["encoded"] for m in ("video", "audio"))
     prefill, whole = done.flops["prefill"], done.flops["full_prefill"]
-    names = list(dict.fromkeys(name for run in one.runs for name in run.stages if name != "load"))
+    names = list(dict.fromkeys(name for run in one.runs for name in run.stages if name != "load" or config.offload))
     stages = {name: statistics.median(run.stages.get(name, 0.0) for run in one.runs) for name in names}
     return {
         **out,

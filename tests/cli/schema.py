@@ -62,7 +62,7 @@ EVIDENCE = {"start_s": NUMBER, "end_s": NUMBER, "score": OPTIONAL, "modality": s
 PLAN: dict[str, Any] = {
     "schema": int,
     "media": str,
-    "model": {"name": str, "dtype": str, "device": str, "quantize": str},
+    "model": {"name": str, "dtype": str, "device": str, "quantize": str, "offload": bool},
     "preset": str,
     "media_used": {"frames": int, "width": int, "height": int, "audio_s": NUMBER},
     "tokens": {
@@ -72,7 +72,9 @@ PLAN: dict[str, Any] = {
         "per_layer": int,
     },
     "positions": {"largest": int, "trained": int},
-    "bytes": dict.fromkeys(("weights", "encoders", "tokens", "kept", "kv", "prefill", "hidden", "frames"), int),
+    "bytes": dict.fromkeys(
+        ("weights", "encoder_weights", "encoders", "tokens", "kept", "kv", "prefill", "hidden", "frames"), int
+    ),
     "peak": {"host_bytes": int, "host_above_libraries_bytes": int, "device_bytes": OPTIONAL},
     "free": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},
     "decode_cpu_s_estimate": NUMBER,
