@@ -134,6 +134,8 @@ class Int8(Packed):
 
     def linear(self, x: Tensor) -> Tensor:
         """See `Packed.linear`."""
+        if x.dtype == torch.float16:  # sums of whole numbers would leave its range
+            return F.linear(x, self.codes.to(x.dtype).mul_(self.scales[:, None]))
         if x.shape[0] == 1 and x.device.type == "cpu":  # writing: the weight is read once instead of three times
             product = torch._weight_int8pack_mm(x, self.codes, torch.ones(len(self.codes), dtype=x.dtype))
         else:
@@ -142,26 +144,32 @@ class Int8(Packed):
 
 
 class Nf4(Packed):
-    """codes (..., out * in / 2) uint8, scales (..., blocks) float32."""
+    """codes (..., out * in / 2) uint8, scales (..., blocks) float32; experts in whole blocks."""
+
+    def __init__(self, weight: Tensor) -> None:
+        if weight.ndim == 3 and weight[0].numel() % BLOCK:
+            raise ModelError(f"int4: experts of {weight[0].numel()} values are not in blocks of {BLOCK}; choose int8")
+        super().__init__(weight)
 
     def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        codes, state = _bitsandbytes().functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+        codes, state = _bitsandbytes().functional.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4")
         return codes.flatten(), state.absmax
 
     def restored(self, dtype: torch.dtype, experts: Tensor) -> Tensor:
-        """See `Packed.restored`."""
-        return torch.stack([self._restore(self.codes[e], self.scales[e], dtype) for e in experts])
+        """See `Packed.restored`; all in one call, since an expert's weight is whole blocks long."""
+        return self._restore(self.codes[experts], self.scales[experts], dtype).view(-1, *self.shape)
 
     def linear(self, x: Tensor) -> Tensor:
         """See `Packed.linear`."""
         if self.shape[1] % BLOCK:
-            return F.linear(x, self._restore(self.codes, self.scales, x.dtype))
+            return F.linear(x, self._restore(self.codes, self.scales, x.dtype).view(self.shape))
         return _bitsandbytes().matmul_4bit(x, self.codes.view(-1, 1), _state(self.scales, self.shape, x.dtype))
 
-    def _restore(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    @staticmethod
+    def _restore(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         # As one row: version 0.50.2 restores other values on a CPU where a row is not whole blocks long.
-        state = _state(scales, torch.Size((1, self.shape.numel())), dtype)
-        return _bitsandbytes().functional.dequantize_4bit(codes.view(-1, 1), state).view(self.shape)
+        state = _state(scales.flatten(), torch.Size((1, 2 * codes.numel())), dtype)
+        return _bitsandbytes().functional.dequantize_4bit(codes.view(-1, 1), state)
 
 
 def _state(scales: Tensor, shape: torch.Size, dtype: torch.dtype) -> Any:

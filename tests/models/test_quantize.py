@@ -111,6 +111,15 @@ def test_a_quantised_linear_layer_is_one_of_the_restored_weight(kind, dtype, bia
         assert (got.double() - expected).abs().max() < (2e-5 if dtype == torch.float32 else 0.06)
 
 
+@pytest.mark.parametrize("kind", [quantize.Int8, quantize.Nf4])
+def test_large_activations_stay_in_the_range_of_float16(kind):
+    layer = torch.nn.Linear(2048, 8, bias=False, dtype=torch.float16).requires_grad_(False)
+    x = torch.full((2, 2048), 60.0, dtype=torch.float16)
+    layer.weight.fill_(0.01)
+    assert quantize.Linear(kind(layer.weight), layer)(x).float().sub(1228.8).abs().max() < 20
+    assert quantize.Linear(kind(layer.weight), layer)(x[:1]).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantised_experts_are_the_stock_block_on_restored_weights(folders, kind):
     model, plain = load_model(folders["qwen3"], "cpu", quantize=kind), load_model(folders["qwen3"], "cpu")
