@@ -212,8 +212,9 @@ class Weights:
         sizes = facts.layer_matrices
         rows = facts.llm.depth * sum(n * high for n, high, _ in sizes)
         packed = layers + 4 * rows if quantize == "int8" else layers // 2 + 4 * layers // BLOCK
-        every = [n * high * wide for n, high, wide in sizes]
-        restored = sum(every[2:]) if facts.experts else max(every)
+        restored = max(high * wide for _, high, wide in sizes)
+        if facts.experts:  # all of a layer's, if a chunk is routed to all
+            restored = sum(n * high * wide for n, high, wide in sizes[2:])
         return cls((values - layers) * item + packed, encoders, packed, restored * item)
 
 

@@ -336,3 +336,49 @@ def test_every_weight_is_on_one_shelf(folders):
 def test_there_is_nothing_to_offload_from_a_cpu():
     with pytest.raises(ModelError, match="no device to offload from"):
         loading.load_model("pocket", "cpu", offload=True)
+
+
+def place(model, part, device):
+    """Put stand-ins without content, on a device that need not exist, where a part's weights are."""
+    for module in (sub for top in model.weights()[part] for sub in top.modules()):
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+                module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", ["none", *KINDS])
+def test_a_part_needs_nothing_of_the_part_that_waits(folders, name, kind):
+    """Shapes and devices are worked out, on a card that is not there; two devices in one operation are an error."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from omnicli.llm.kv import KVCache
+
+    if kind != "none" and name == "qwen3":
+        pytest.skip("which experts are wanted depends on content")
+    card = torch.device("cuda:0")
+    model = load_model(folders[name], "cpu", quantize=kind)
+    if name == "qwen3":
+        model._text.layers[0].mlp.experts.config._experts_implementation = "batched_mm"  # grouped_mm asks the card
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        model.device = card
+        place(model, "encoders", card)
+        place(model, "llm", "cpu")
+        if name == "minicpm":
+            assert model.encode_video(torch.zeros(2, 448, 448, 3, dtype=torch.uint8)).features.device == card
+        else:
+            mel = torch.zeros(128, 2 * model._mel_window)
+            assert all(piece.features.device == card for piece in model.encode_mel(mel))
+        place(model, "encoders", "cpu")
+        place(model, "llm", card)
+        cache = KVCache(model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=card, capacity=20)
+        for length in (9, 1):
+            hidden = model.embed(torch.zeros(length, dtype=torch.int64, device=card))
+            rope = model.rope(torch.zeros(model.position_axes, length, device=card))
+            for layer in range(model.depth):
+                hidden, _ = model.layer(layer, hidden, rope, cache, last_attention=True)
+            assert model.logits(hidden).device == card

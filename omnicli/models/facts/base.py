@@ -169,7 +169,7 @@ class Facts(abc.ABC):
         width = d.intermediate_size // (self.experts or 1)
         return (
             (1, d.query_width + 2 * d.kv_width, d.hidden_size), (1, d.hidden_size, d.query_width),
-            (mlps, 2 * width, d.hidden_size), (mlps, d.hidden_size, width),
+            (2 * mlps, width, d.hidden_size), (mlps, d.hidden_size, width),
         )  # fmt: skip
 
     def llm_values(self) -> tuple[int, int]:
