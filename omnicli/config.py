@@ -188,6 +188,12 @@ def validate(preset: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     return []
 
 
+def precision(model: Mapping[str, Any]) -> str:
+    """Return in words in what a model is that an answer or a report names: number format, and the LLM's own bits."""
+    few = model.get("quantize", "none")
+    return str(model.get("dtype")) + ("" if few == "none" else f", LLM in {few}")
+
+
 class _Resolver:
     """One pass over a preset and its overrides; ``problems`` fills on the way."""
 
@@ -341,6 +347,7 @@ __all__ = [
     "find_preset",
     "list_presets",
     "load_config",
+    "precision",
     "preset_files",
     "presets_folder",
     "validate",

@@ -74,7 +74,7 @@ def load_model(
         folder, revision = find_folder(name)
         config = _read_config(name, folder)
         family = _family(name, config)
-        if quantize != "none" and "quantization_config" in config:
+        if quantize != "none" and _is_quantised(config):
             raise ModelError(f"{name}: the checkpoint is quantised already; leave out --quantize {quantize}")
         check_weights(name, folder)
         known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
@@ -87,6 +87,12 @@ def load_model(
     if offload:
         model.offload(where)
     return model
+
+
+def _is_quantised(config: dict[str, Any]) -> bool:
+    """Tell whether a configuration, or a part of it, is of weights in few bits."""
+    parts = (value for value in config.values() if isinstance(value, dict))
+    return "quantization_config" in config or any(_is_quantised(part) for part in parts)
 
 
 def _quantizer(kind: str, device: torch.device, home: torch.device) -> dict[str, Any]:

@@ -241,6 +241,7 @@ def test_weights_in_few_bits(ask, kind):
     from omnicli.report import repeat
 
     assert f"--quantize {kind}" in repeat.command(value)
+    assert f"LLM in {kind})" in ask("Who?", "--quantize", kind).err and "LLM in" not in ask("Who?").err
 
 
 @pytest.mark.parametrize(

@@ -200,9 +200,11 @@ def test_weights_are_quantised_one_by_one(folders, monkeypatch):
 def test_what_cannot_be_quantised_is_told_in_one_line(folders, tmp_path, monkeypatch):
     folder = shutil.copytree(folders["qwen2.5"], tmp_path / "done")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
-    with pytest.raises(ModelError, match="quantised already"):
-        load_model(folder, "cpu", quantize="int8")
+    few = {"quantization_config": {"quant_method": "awq"}}
+    for changed in (config | few, config | {"text_config": config["text_config"] | few}):
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ModelError, match="quantised already"):
+            load_model(folder, "cpu", quantize="int8")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'omnicli\[quantize\]'"):
         load_model("pocket", "cpu", quantize="int4")
