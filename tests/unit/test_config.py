@@ -233,12 +233,10 @@ def test_what_is_wrong_with_a_chain(text, overrides, parts, tmp_path):
 def test_how_weights_are_kept_is_part_of_a_configuration(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text("method: full\nquantize: int4\noffload: true\n")
-    made = load_config(file)
+    made = c.load_config(file)
     assert (made.quantize, made.offload) == ("int4", True)
-    again = load_config(made.to_dict(), ["quantize=none", "offload=false"])
-    assert load_config(made.to_dict()).to_dict() == made.to_dict() and (again.quantize, again.offload) == (
-        "none",
-        False,
-    )
+    again = c.load_config(made.to_dict(), ["quantize=none", "offload=false"])
+    assert c.load_config(made.to_dict()).to_dict() == made.to_dict()
+    assert (again.quantize, again.offload) == ("none", False)
     with pytest.raises(ConfigError, match="quantize: must be one of none, int8, int4"):
-        load_config("full", ["quantize=int3"])
+        c.load_config("full", ["quantize=int3"])
