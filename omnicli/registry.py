@@ -34,7 +34,7 @@ METHOD_HELPERS = frozenset(
 MODEL_HELPERS = frozenset(
     {
         "attention", "base", "chat", "dummy", "layout", "loading", "mel", "minicpm_o_towers", "minicpm_o_weights",
-        "preprocessing", "quantize", "qwen_omni", "shelf", "towers",
+        "preprocessing", "quantize", "quantize_loading", "qwen_omni", "shelf", "towers",
     }
 )  # fmt: skip
 """Modules in ``models/`` that are no families."""

@@ -23,16 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.core_model_loading import ConversionOps
-from transformers.quantizers.auto import register_quantizer
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from omnicli.errors import ModelError
 
 BLOCK = 64
 """Values that share a scale in ``int4``."""
-_METHOD = "omni"  # the name under which transformers looks up what quantises while it loads
 
 
 @dataclass(eq=False)
@@ -215,14 +210,14 @@ class Experts(nn.Module):
         wanted, index = index.unique(return_inverse=True)
         stock, every = self.stock, self.stock.num_experts
         stock.num_experts = len(wanted)
-        for name, packed in self.packed.items():
-            setattr(stock, name, packed.restored(hidden.dtype, wanted))  # type: ignore[operator]
         try:
+            for name, packed in self.packed.items():
+                setattr(stock, name, packed.restored(hidden.dtype, wanted))  # type: ignore[operator]
             return stock(hidden, index, weights)
         finally:
             stock.num_experts = every
             for name in self.packed:
-                delattr(stock, name)
+                stock.__dict__.pop(name, None)
 
 
 def _bitsandbytes() -> Any:
@@ -241,54 +236,6 @@ def _bitsandbytes() -> Any:
         if there is not None:
             sys.modules["kernels"] = there
     return bitsandbytes
-
-
-# ---- while transformers loads ----
-
-
-class Settings(QuantizationConfigMixin):
-    """What ``from_pretrained(quantization_config=...)`` takes, to quantise with ``quantizer`` while it loads."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        super().__init__(_METHOD)  # type: ignore[arg-type]
-        self.quantizer = quantizer
-
-
-@register_quantizer(_METHOD)
-class _WhileLoading(HfQuantizer):
-    """Hands each weight, whatever the checkpoint calls it and however it is split, to the quantizer."""
-
-    is_trainable = False
-    quantization_config: Settings
-
-    def is_serializable(self) -> bool:
-        return False
-
-    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        return self.quantization_config.quantizer.wants(model, param_name)
-
-    def get_quantize_ops(self) -> ConversionOps:
-        return _Take(self.quantization_config.quantizer)
-
-    def postprocess_model(self, model: Any, **kwargs: Any) -> None:
-        self.remove_quantization_config(model)
-
-
-class _Take(ConversionOps):
-    def __init__(self, quantizer: Quantizer) -> None:
-        self.quantizer = quantizer
-
-    def convert(  # type: ignore[override]
-        self, input_dict: dict[str, Any], *, model: Any, missing_keys: Any, **kwargs: Any
-    ) -> dict[str, Any]:  # fmt: skip
-        for name, value in input_dict.items():
-            try:
-                self.quantizer.take(model, name, value[0] if isinstance(value, list) else value)
-            except Exception as error:
-                self.quantizer.failure = error
-                raise
-            missing_keys.discard(name)
-        return {}
 
 
 # ---- random weights ----

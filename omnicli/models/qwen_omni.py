@@ -12,14 +12,14 @@ import abc
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from omnicli.errors import ModelError
-from omnicli.models import chat, layout, quantize
+from omnicli.models import chat, layout
 from omnicli.models.attention import causal_attention, last_query_attention
 from omnicli.models.base import (
     AudioEncoder,
@@ -37,6 +37,9 @@ from omnicli.models.facts.qwen_omni import QwenOmniFacts
 from omnicli.models.mel import log_mel_maximum
 from omnicli.models.preprocessing import WindowedAudioEncoder
 from omnicli.types import MediaTokens
+
+if TYPE_CHECKING:
+    from omnicli.models.quantize import Quantizer
 
 TRANSFORMERS = "5.23"
 LLM_LAYERS = "model.language_model.layers."
@@ -123,13 +126,15 @@ class QwenOmni(OmniModel):
     @classmethod
     def load(
         cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype,
-        quantizer: quantize.Quantizer | None = None,
+        quantizer: Quantizer | None = None,
     ) -> QwenOmni:  # fmt: skip
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
         options = dict(cls.load_options)
         if quantizer is not None:
+            from omnicli.models.quantize_loading import Settings
+
             quantizer.inside = LLM_LAYERS
-            options["quantization_config"] = quantize.Settings(quantizer)
+            options["quantization_config"] = Settings(quantizer)
         with chat.quiet():
             try:
                 loaded: Any = cls.thinker_class.from_pretrained(
@@ -159,7 +164,7 @@ class QwenOmni(OmniModel):
     @classmethod
     def dummy(
         cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float,
-        quantizer: quantize.Quantizer | None = None,
+        quantizer: Quantizer | None = None,
     ) -> QwenOmni:  # fmt: skip
         """Build the thinker of ``size`` with random weights on the device; no files are read."""
         config, tokenizer = cls.dummy_config(size, Shrink(layers, scale))
