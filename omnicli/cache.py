@@ -221,7 +221,9 @@ class Entry:
             "film": info.path.name,
             "path": os.path.abspath(info.path),
             "duration_s": round(info.duration_s, 3),
-            "model": facts.model(self.model),
+            "model": {
+                k: v for k, v in facts.model(self.model).items() if k != "quantize"
+            },  # tokens do not depend on it
             "tokens": {m.name.lower(): media.clip.tokens.count(m) for m in Modality},
             "media": self.settings.encoding(),
             "capture": sorted(self.capture),

@@ -7,7 +7,7 @@ A preset is a YAML file::
     params: {tokens: 10240}        # fields of the method; of a chain by method: {avoc: {tokens: 10240}, seats: {}}
     media: {fps: 1.0}              # fields of MediaConfig
     generate: {max_new_tokens: 64} # fields of GenerateConfig
-    model: pocket                  # optional; so are device and dtype
+    model: pocket                  # optional; so are device, dtype, quantize (none, int8, int4), offload (true)
 
 Nothing here knows what a setting does. Importing this module and listing presets imports no torch; the method's own
 file, which does, is imported when a preset is loaded.
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
+Quantize = Literal["none", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Config:
         The method with its settings.
     model : str or None
         The preset's own choice of model; None leaves it to the user.
+    quantize, offload
+        See `omnicli.models.loading.load_model`.
     """
 
     preset: str
@@ -54,6 +57,8 @@ class Config:
     model: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str = "none"
+    offload: bool = False
     description: str = ""
 
     @property
@@ -72,6 +77,8 @@ class Config:
             "model": self.model,
             "device": self.device,
             "dtype": self.dtype,
+            "quantize": self.quantize,
+            "offload": self.offload,
         }
 
 
@@ -91,10 +98,14 @@ _SCALARS: dict[str, Any] = {
     "model": str | None,
     "device": str,
     "dtype": Dtype,
+    "quantize": Quantize,
+    "offload": bool,
     "preset": str,
     "description": str,
 }
-_OVERRIDABLE = ("method", "model", "device", "dtype")
+LOADED = ("model", "device", "dtype", "quantize", "offload")
+"""Fields of `Config` that say what is loaded, and where."""
+_OVERRIDABLE = ("method", *LOADED)
 
 
 def presets_folder() -> Path:
@@ -175,6 +186,12 @@ def validate(preset: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     except ConfigError as error:
         return error.problems
     return []
+
+
+def precision(model: Mapping[str, Any]) -> str:
+    """Return in words in what a model is that an answer or a report names: number format, and the LLM's own bits."""
+    few = model.get("quantize", "none")
+    return str(model.get("dtype")) + ("" if few == "none" else f", LLM in {few}")
 
 
 class _Resolver:
@@ -330,6 +347,7 @@ __all__ = [
     "find_preset",
     "list_presets",
     "load_config",
+    "precision",
     "preset_files",
     "presets_folder",
     "validate",

@@ -91,7 +91,7 @@ def render_presets() -> str:
         default = config.load_config({"method": preset.method}).to_dict()
         flat, plain = _flat(data, preset.method), _flat(default, preset.method)
         changed = [f"`{key}={_plain(value)}`" for key, value in flat.items() if value != plain[key]]
-        changed += [f"`{key}={data[key]}`" for key in ("model", "device", "dtype") if data[key] != default[key]]
+        changed += [f"`{key}={data[key]}`" for key in config.LOADED if data[key] != default[key]]
         cell = ", ".join(changed) or "-"
         lines.append(f"| {preset.name} | {preset.method} | {_cell(preset.description)} | {cell} |")
     lines += ["", "## What every preset can set", "", "| setting | default | type | meaning |", "|---|---|---|---|"]

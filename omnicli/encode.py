@@ -144,6 +144,8 @@ def encode(
         Nothing to encode in the span, or sound was insisted on and there is none.
     """
     with decoding or Decoding(info, settings, model, clock, decoder or Here()) as begun:
+        with clock.stage("load"):
+            model.work("encoders")
         film, sound = begun.film, begun.sound
         _run(begun, [begun.pictures, sound], capture, progress)
         if begun.pictures.torn:

@@ -74,9 +74,10 @@ def identity(path: Path, question: str, config: Config, history: Sequence[tuple[
 
 
 def model(used: OmniModel) -> dict[str, str]:
-    """Return which model answered, in which number format and where."""
+    """Return which model answered, in which number format, where, and in what its LLM's weights are."""
     dtype = str(used.dtype).removeprefix("torch.")
-    return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": str(used.device)}
+    return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": str(used.device),
+            "quantize": used.quantized}  # fmt: skip
 
 
 def positions(clip: EncodedClip, used: OmniModel) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""What would make a run fit: smaller budgets, fewer or smaller frames, shorter spans, smaller models, fewer bits.
+"""What would make a run fit: offloading, smaller budgets, fewer or smaller frames, shorter spans, smaller models, bits.
 
 The one rule of ``--fit`` (`smaller`), what `omni plan` proposes (`changes`), and what `omni ask` does about a run that
 does not fit (`fitted`). Every proposal is planned before it is made. Imports neither torch nor transformers.
@@ -7,6 +7,7 @@ does not fit (`fitted`). Every proposal is planned before it is made. Imports ne
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ def smaller(config: Config) -> tuple[Config, str]:
 def changes(info: MediaInfo, config: Config, plan: Plan, limit: int = 3) -> list[Change]:
     """Return up to ``limit`` changes, each of which makes the run fit, the smallest first.
 
-    Of each kind the first step that fits: a smaller budget, fewer frames, smaller frames, a shorter span, a smaller
-    model, half the precision. Where none of them is enough, each together with a smaller budget.
+    Of each kind the first step that fits: offloading, which changes no answer; a smaller budget, fewer frames, smaller
+    frames, a shorter span; the LLM's weights in fewer bits, a smaller model, half the precision. Where none of them is
+    enough, each together with a smaller budget.
     """
     found = list(itertools.islice(_fitting(info, config, plan), limit))
     if not found:
@@ -75,6 +77,8 @@ def _fitting(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Change]:
 
 
 def _kinds(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Iterator[tuple[str, Config, bool]]]:
+    if plan.device is not None and not config.offload:
+        yield iter([("--offload", dataclasses.replace(config, offload=True), False)])
     yield _budgets(config)
     if plan.media.frames:
         yield (
@@ -89,9 +93,21 @@ def _kinds(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Iterator[tup
     end = info.duration_s if config.media.end is None else min(config.media.end, info.duration_s)
     ends = [round(start + (end - start) * part, 1) for part in (0.75, 0.5, 0.25, 0.125)]
     yield ((f"--end {stop:g}", _with(config, end=stop), False) for stop in ends if stop > start)
+    if config.quantize == "none":
+        yield _bits(config, plan)
     yield _models(config, plan)
     if plan.dtype == "float32":
         yield iter([("--dtype bfloat16", dataclasses.replace(config, dtype="bfloat16"), False)])
+
+
+def _bits(config: Config, plan: Plan) -> Iterator[tuple[str, Config, bool]]:
+    """Yield the LLM's weights in 8 and, where the library for it is there, 4 bits; then each with offloading."""
+    kinds = ["int8", *(["int4"] if importlib.util.find_spec("bitsandbytes") else [])]
+    for kind in kinds:
+        yield f"--quantize {kind}", dataclasses.replace(config, quantize=kind), False
+    if plan.device is not None and not config.offload:
+        for kind in kinds:
+            yield f"--quantize {kind} --offload", dataclasses.replace(config, quantize=kind, offload=True), False
 
 
 def _with(config: Config, **media: Any) -> Config:
@@ -120,8 +136,9 @@ def _models(config: Config, plan: Plan) -> Iterator[tuple[str, Config, bool]]:
         for facts in registry.facts().values()
         for name in facts.short_names
     }
+    before = sizes.get(config.model or "", plan.parts["weights"])  # in full precision where that is known
     for name in sorted(sizes, key=lambda name: -sizes[name]):
-        if sizes[name] < plan.parts["weights"]:
+        if sizes[name] < before:
             yield f"--model {name}", dataclasses.replace(config, model=name), True
 
 

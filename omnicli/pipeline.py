@@ -128,6 +128,8 @@ def answer(
     clock = StageClock(cuda=model.device.type == "cuda")
     clip, options = media.clip, DecodeOptions(**vars(config.generate))
     prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history, preface=film.preface)
+    with clock.stage("load"):
+        model.work("llm")
     with clock.stage("compress"):
         selection = compressor.compress(clip.tokens, model.query(prompt))  # by the film's own clock
         clip = _in_range(clip, config, model)

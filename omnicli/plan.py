@@ -47,6 +47,10 @@ CUDA_HOST_BYTES = 2 << 30
 """Resident on the host besides, once CUDA's libraries are in use; not yet measured."""
 CUDA_CONTEXT_BYTES = 600 << 20
 """Taken on the device by the CUDA context and by libraries' workspaces."""
+BITSANDBYTES_BYTES = 190 << 20
+"""Resident after importing it, for weights in 4 bits."""
+BLOCK = 64
+"""Values of a weight in 4 bits that share a scale (`omnicli.models.quantize`)."""
 DECODE_S_PER_MEGAPIXEL = 0.0015
 """CPU seconds per million source pixels of the span, h264; 1.0 to 1.9 ms in `benchmarks/decode.py`."""
 
@@ -77,9 +81,10 @@ class Plan:
     time_scale : float or None
         What positions in time are multiplied with; None: the model's count tokens.
     parts : dict of str to int
-        Bytes: ``weights``, ``encoders`` (working memory), ``tokens`` (encoded, captures included), ``kept`` (copies for
-        the LLM), ``kv``, ``prefill`` (working memory), ``hidden`` (of all positions, where a method prunes inside the
-        LLM), ``frames`` (decoded frames waiting, and the decoder).
+        Bytes: ``weights``, ``encoder_weights`` (of them, those of the encoders), ``encoders`` (working memory),
+        ``tokens`` (encoded, captures included), ``kept`` (copies for the LLM), ``kv``, ``prefill`` (working memory),
+        ``hidden`` (of all positions, where a method prunes inside the LLM), ``frames`` (decoded frames waiting, and
+        the decoder).
     host, device : int or None
         Peaks in bytes, libraries included; ``device`` is None on a CPU.
     above_libraries : int
@@ -104,6 +109,8 @@ class Plan:
     device_name: str
     decode_cpu_s: float
     dtype: str
+    quantize: str
+    offload: bool
     problems: tuple[str, ...]
 
     @property
@@ -137,9 +144,11 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
 
 def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) -> Plan:
     """Return the plan for a model of which these are the facts, with so many weights."""
-    from omnicli.models.loading import dtype_name
+    from omnicli.models.loading import NO_OFFLOAD, dtype_name
 
     card = _device(config.device)
+    if config.offload and card is None:
+        raise ModelError(NO_OFFLOAD)
     dtype = dtype_name(config.dtype, card is not None)
     item = 4 if dtype == "float32" else 2
     media = read(info, config.media, facts)
@@ -152,18 +161,25 @@ def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) ->
     layer_tokens = sum(kept)
     if method.keeps_kv() and method.layers(facts.llm.depth) and (shares := method.nominal(n_video, n_audio)):
         layer_tokens = min(layer_tokens, round(shares[0] * n_video + shares[1] * n_audio))
-    parts = _parts(facts, config, media, counts=(n, sum(kept), layer_tokens), item=item, values=values)
+    parts = _parts(facts, config, media, counts=(n, sum(kept), layer_tokens), item=item)
+    weights = Weights.of(facts, config.quantize, item, values)
+    parts = {"weights": weights.total, "encoder_weights": weights.encoders} | parts
+    parts["prefill"] += weights.restored
     pruned = bool(method.layers(facts.llm.depth)) or method.late_removal(facts.llm.depth) is not None
-    work = _peak(parts, SELECT_BYTES + n * SELECT_TOKEN_BYTES if sum(kept) < n else 0, whole=pruned)
+    selecting = SELECT_BYTES + n * SELECT_TOKEN_BYTES if sum(kept) < n else 0
+    work = _peak(parts, selecting, whole=pruned, offload=config.offload)
     length = sum(kept) + TEXT_TOKENS
     problems = []
     if length + config.generate.max_new_tokens > facts.max_position:
         problems.append(f"{length:,} tokens do not fit the context of {name}, {facts.max_position:,}")
     above, device = ROOM_BYTES + parts["frames"] + work, None
-    libraries = LIBRARIES_BYTES
+    libraries = LIBRARIES_BYTES + (BITSANDBYTES_BYTES if config.quantize == "int4" else 0)
     if card is not None:
         device, libraries = work + CUDA_CONTEXT_BYTES, libraries + CUDA_HOST_BYTES
-        above = ROOM_BYTES + parts["frames"] + (parts["weights"] if facts.through_host and size_on_disk(name) else 0)
+        waiting = weights.total if config.offload else 0
+        if facts.through_host and size_on_disk(name):  # what is quantised goes to the device at once
+            waiting = max(waiting, weights.total - weights.packed)
+        above = ROOM_BYTES + parts["frames"] + waiting
         if device > ERROR * card.free_bytes:
             problems.append(f"{show(device)} on {card.name}, where {show(card.free_bytes)} are free")
     host_free, _ = machine.host_memory()
@@ -181,8 +197,33 @@ def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) ->
         parts=parts, host=above + libraries, above_libraries=above, device=device, host_free=host_free,
         device_free=card.free_bytes if card else None, device_name=f"cuda:{card.index} {card.name}" if card else "cpu",
         decode_cpu_s=media.source_pixels * media.source_frames / 1e6 * DECODE_S_PER_MEGAPIXEL, dtype=dtype,
-        problems=tuple(problems),
+        quantize=config.quantize, offload=config.offload, problems=tuple(problems),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of weights: of all, of the encoders, of those in few bits, and of what is restored of them at a time."""
+
+    total: int
+    encoders: int
+    packed: int
+    restored: int
+
+    @classmethod
+    def of(cls, facts: Facts, quantize: str, item: int, values: int) -> Weights:
+        """Work them out for ``values`` weights of ``item`` bytes; norms and biases count as the encoders'."""
+        layers, around = facts.llm_values()
+        encoders = max(0, values - layers - around) * item
+        if quantize == "none":
+            return cls(values * item, encoders, 0, 0)
+        sizes = facts.layer_matrices
+        rows = facts.llm.depth * sum(n * high for n, high, _ in sizes)
+        packed = layers + 4 * rows if quantize == "int8" else layers // 2 + 4 * layers // BLOCK
+        restored = max(high * wide for _, high, wide in sizes)
+        if facts.experts:  # all of a layer's, if a chunk is routed to all
+            restored = sum(n * high * wide for n, high, wide in sizes[2:])
+        return cls((values - layers) * item + packed, encoders, packed, restored * item)
 
 
 def size_on_disk(name: str) -> bool:
@@ -221,9 +262,7 @@ def read(info: MediaInfo, settings: MediaConfig, facts: Facts) -> Media:
     return Media(frames, size[1], size[0], last, max(0.0, sound), source, inside)
 
 
-def _parts(
-    facts: Facts, config: Config, media: Media, *, counts: tuple[int, int, int], item: int, values: int
-) -> dict[str, int]:
+def _parts(facts: Facts, config: Config, media: Media, *, counts: tuple[int, int, int], item: int) -> dict[str, int]:
     """Return bytes by what holds them; ``counts``: tokens encoded, kept, and held per layer."""
     d, (n, kept, per_layer), needs = facts.llm, counts, config.compressor.needs
     token = d.hidden_size * item * (1 + facts.levels) + 64  # times, places and positions of a token: 64 bytes
@@ -245,7 +284,6 @@ def _parts(
     chunked = chunk * (6 * d.hidden_size + max(mlp, 3 * d.query_width + 4 * d.kv_width)) * item
     spread = 2 * length * d.query_width * item if d.heads > d.kv_heads else 0  # keys and values repeated for all heads
     return {
-        "weights": values * item,
         "encoders": max(seen, heard) + (maps if saliency else 0),
         "tokens": n * token,
         "kept": kept * token + length * d.hidden_size * item,
@@ -256,16 +294,20 @@ def _parts(
     }
 
 
-def _peak(parts: dict[str, int], selecting: int, whole: bool) -> int:
+def _peak(parts: dict[str, int], selecting: int, whole: bool, offload: bool) -> int:
     """Return the largest sum of what is alive at the same time, where the model computes.
 
     Encoding: weights, tokens so far, working memory. Assembling: the tokens twice. Choosing: tokens, the copies that
     are kept, and the method's own. Reading: tokens, copies, KV cache, and a chunk's working memory; hidden states of
     all positions where a method prunes inside the LLM (``whole``).
+    With ``offload`` only the weights that work are there.
     """
     encoding = parts["tokens"] + max(parts["encoders"], parts["tokens"])
     choosing = parts["tokens"] + parts["kept"] + selecting
     reading = parts["tokens"] + parts["kept"] + parts["kv"] + parts["prefill"] + (parts["hidden"] if whole else 0)
+    llm = parts["weights"] - parts["encoder_weights"]
+    if offload:
+        return max(parts["encoder_weights"] + encoding, llm + max(choosing, reading))
     return parts["weights"] + max(encoding, choosing, reading)
 
 
@@ -296,7 +338,13 @@ def to_dict(info: MediaInfo, config: Config, plan: Plan, found: list[Change]) ->
     return {
         "schema": SCHEMA,
         "media": str(info.path),
-        "model": {"name": config.model or "pocket", "dtype": plan.dtype, "device": plan.device_name},
+        "model": {
+            "name": config.model or "pocket",
+            "dtype": plan.dtype,
+            "device": plan.device_name,
+            "quantize": plan.quantize,
+            "offload": plan.offload,
+        },
         "preset": config.preset,
         "media_used": {
             "frames": plan.media.frames,

@@ -306,8 +306,10 @@ def _facts(answers: Sequence[Answer]) -> list[str]:
     ]
     line = f"first token after {first.time_to_first_token_s:.2f} s"
     out.append(line + (f"; peak memory {', '.join(memory)}" if memory else ""))
+    from omnicli.config import precision
+
     model = first.model
-    return [*out, f"model {model.get('name')} ({model.get('device')}, {model.get('dtype')}), preset {first.preset}"]
+    return [*out, f"model {model.get('name')} ({model.get('device')}, {precision(model)}), preset {first.preset}"]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

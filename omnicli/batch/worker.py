@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 def load(config: Config) -> OmniModel:
     """Return the model of a configuration."""
-    return load_model(config.model or "", config.device, config.dtype)
+    return load_model(config.model or "", config.device, config.dtype, config.quantize, config.offload)
 
 
 @dataclass

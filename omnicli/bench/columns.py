@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnicli.bench.table import ERROR, NOTHING, Cells, Sheet, number, percent, times
+from omnicli.config import precision
 
 GIB = 2**30
 
@@ -119,7 +120,7 @@ def origin(report: dict[str, Any]) -> list[str]:
         size = f" of {used['width']}x{used['height']}" if used["frames"] else ""
         line += f"; {used['frames']} frames{size}, {used['audio_s']:.0f} s of sound"
     where = f"{machine['device']}, {machine['threads']} threads on {machine['cores']} cores"
-    return [line, f"model: {model['name']} ({model['dtype']}); {where}"]
+    return [line, f"model: {model['name']} ({precision(model)}); {where}"]
 
 
 def rounds(settings: dict[str, Any]) -> str:

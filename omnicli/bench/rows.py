@@ -92,7 +92,7 @@ def row(one: Measured, reference: Measured | None) -> dict[str, Any]:
     encoded = {m: done.tokens[m]["encoded"] for m in ("video", "audio")}
     read = sum((done.tokens["retention_layers"][m] or 0.0) * n for m, n in encoded.items())
     prefill, whole = done.flops["prefill"], done.flops["full_prefill"]
-    names = list(dict.fromkeys(name for run in one.runs for name in run.stages if name != "load"))
+    names = list(dict.fromkeys(name for run in one.runs for name in run.stages if name != "load" or config.offload))
     stages = {name: statistics.median(run.stages.get(name, 0.0) for run in one.runs) for name in names}
     return {
         **out,

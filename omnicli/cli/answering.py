@@ -115,7 +115,9 @@ def load(config: Config, clock: StageClock) -> OmniModel:
     with clock.stage("load"):
         from omnicli.models.loading import load_model
 
-        model = load_model(config.model or defaults.FALLBACK_MODEL, config.device, config.dtype)
+        model = load_model(
+            config.model or defaults.FALLBACK_MODEL, config.device, config.dtype, config.quantize, config.offload
+        )
     clock.cuda = model.device.type == "cuda"
     return model
 

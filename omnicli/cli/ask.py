@@ -52,6 +52,8 @@ def ask(
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    quantize: opt.QuantizeOption = None,
+    offload: opt.OffloadFlag = False,
     evidence: opt.EvidenceFlag = False,
     clip_dir: Annotated[
         Path | None,
@@ -80,6 +82,8 @@ def ask(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        quantize=quantize,
+        offload=offload,
     )
     if clip_dir is not None and clip_dir.exists() and not clip_dir.is_dir():
         raise UsageError(f"--clip-dir {clip_dir}: is not a folder")

@@ -112,6 +112,8 @@ def batch(
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    quantize: opt.QuantizeOption = None,
+    offload: opt.OffloadFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> int:
     """Ask questions about many files; one JSON row per file and question, whatever happens.
@@ -131,6 +133,8 @@ def batch(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        quantize=quantize,
+        offload=offload,
     )
     if output is None and (retry_failed or force):
         raise UsageError(f"{'--force' if force else '--retry-failed'} has no meaning without -o FILE")

@@ -103,6 +103,8 @@ def bench(
     ] = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    quantize: opt.QuantizeOption = None,
+    offload: opt.OffloadFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Measure what presets cost and save against full tokens.
@@ -129,6 +131,8 @@ def bench(
         [*([] if media else [f"media.max_frames={MADE_FRAMES}"]), *(sets or [])],
         media__fps=fps,
         media__max_frames=max_frames,
+        quantize=quantize,
+        offload=offload or None,
     )
     configs = configurations(preset or [], settings, name, device, dtype)
     form = "json" if json_out else "csv" if csv_out else "markdown" if markdown else "text"
@@ -181,7 +185,7 @@ def configurations(
         All problems of all presets.
     """
     from omnicli.cli import answering
-    from omnicli.config import load_config
+    from omnicli.config import LOADED, load_config
 
     mine = defaults.load_defaults()
     common = load_config(REFERENCE, [s for s in [*mine.set, *settings] if s.strip().startswith("media.")]).media
@@ -189,7 +193,9 @@ def configurations(
     found: dict[str, Config] = {}
     problems: list[str] = []
     for name in wanted:
-        own = settings if name != REFERENCE else [s for s in settings if s.startswith("media.")]
+        own = (
+            settings if name != REFERENCE else [s for s in settings if s.startswith(("media.", "quantize", "offload"))]
+        )
         try:
             found[name] = answering.prepare(name, own, model, device, dtype)
         except ConfigError as error:
@@ -199,7 +205,12 @@ def configurations(
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     first = next(iter(found.values()))
-    full = dataclasses.replace(load_config(REFERENCE), model=first.model, device=first.device, dtype=first.dtype)
+    full = dataclasses.replace(load_config(REFERENCE), **{key: getattr(first, key) for key in LOADED})
+    for name, config in found.items():
+        if (config.quantize, config.offload) != (full.quantize, full.offload):
+            raise UsageError(
+                f"{name} keeps weights otherwise than {next(iter(found))}; choose with --quantize, --offload"
+            )
     for name, config in found.items():
         if changed := [k for k, v in vars(config.media).items() if v != getattr(common, k)]:
             own = ", ".join(f"{k} {getattr(config.media, k)}" for k in changed)

@@ -71,6 +71,8 @@ def chat(
     seed: opt.SeedOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    quantize: opt.QuantizeOption = None,
+    offload: opt.OffloadFlag = False,
     no_cache: opt.NoCacheFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> int:
@@ -95,6 +97,8 @@ def chat(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        quantize=quantize,
+        offload=offload,
     )
     from omnicli.cli import answering, defaults
     from omnicli.timing import StageClock
@@ -254,14 +258,14 @@ class Conversation:
         now = self.session.config
         if not words:
             return f"preset {now.preset}, method {now.method}"
-        from omnicli.config import load_config
+        from omnicli.config import LOADED, load_config
 
         for text in words[1:]:
             key = text.partition("=")[0].strip()
-            if key.startswith("media.") or key in ("model", "device", "dtype"):
+            if key.startswith("media.") or key in LOADED:
                 raise UsageError(f"/preset: {key} cannot change in a chat; start another one")
         new = load_config(words[0], [*self.writing, *words[1:]])
-        new = dataclasses.replace(new, media=now.media, model=now.model, device=now.device, dtype=now.dtype)
+        new = dataclasses.replace(new, media=now.media, **{key: getattr(now, key) for key in LOADED})
         if missing := self.session.missing(new):
             render.note(f"{new.method} needs {', '.join(sorted(missing))} of the encoders: looking at the film again")
         with render.ProgressDisplay() as progress:

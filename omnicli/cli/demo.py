@@ -44,6 +44,8 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another film.")] = 2,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    quantize: opt.QuantizeOption = None,
+    offload: opt.OffloadFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Make a film with known answers, ask it, check it.
@@ -54,7 +56,7 @@ def demo(
 
     if keep is not None and not keep.absolute().parent.is_dir():
         raise MediaError(f"{keep}: the folder {keep.parent} does not exist")
-    config = answering.prepare(preset, sets or [], model, device, dtype)
+    config = answering.prepare(preset, opt.asked(sets, quantize=quantize, offload=offload), model, device, dtype)
     with tempfile.TemporaryDirectory(prefix="omni-demo-") as folder:
         film = keep or Path(folder) / "demo.mp4"
         known = write_film(film, minutes, seed)

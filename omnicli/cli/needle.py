@@ -111,6 +111,8 @@ def needle(
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the needles and generated film.")] = 0,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    quantize: opt.QuantizeOption = None,
+    offload: opt.OffloadFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Hide six digits anywhere in an hour and ask for them.
@@ -136,14 +138,15 @@ def needle(
         plan.MODALITIES if modality is ModalityChoice.both else (modality.value,),
         seed,
     )
-    contenders = _contenders(preset, sets or [], up_to or [], (model, device, dtype, max_pixels))
+    settings = opt.asked(sets, quantize=quantize, offload=offload)
+    contenders = _contenders(preset, settings, up_to or [], (model, device, dtype, max_pixels))
     recordings = [plan.read_recording(text) for text in needle_wav or []]
     first = contenders[0].config
     with tempfile.TemporaryDirectory(prefix="omni-needle-") as folder, _Display() as display:
         sources = _sources(haystack or [], wanted, Path(folder), display)
         arguments = {
             "haystacks": [s.identity for s in sources],
-            "model": {"name": first.model, "device": first.device, "dtype": first.dtype},
+            "model": {"name": first.model, "device": first.device, "dtype": first.dtype, "quantize": first.quantize},
             "max_pixels": max_pixels,
             "seed": seed,
             "recordings": [
@@ -207,6 +210,8 @@ def _contenders(
             render.note(f"{label}: its own sampling of films is not used here; one frame a second, all of the sound")
         if out and config.model != out[0].config.model:
             raise UsageError(f"{out[0].label} and {label} name different models; choose one with --model")
+        if out and config.quantize != out[0].config.quantize:
+            raise UsageError(f"{out[0].label} and {label} keep weights in different ways; choose with --quantize")
         out.append(Contender(label, sampled_alike(config, choice[3]), limits.get(label)))
     return out
 

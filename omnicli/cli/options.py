@@ -84,7 +84,7 @@ _WRITTEN = ("max_new_tokens", "temperature", "seed")
 
 
 def asked(sets: list[str] | None, **flags: Any) -> list[str]:
-    """Return `overrides` of the options for sampling a film and for writing answers, by the options' own names.
+    """Return `overrides` of the options for sampling, writing and weights, by the options' own names.
 
     None and False mean "not given".
 
@@ -94,7 +94,7 @@ def asked(sets: list[str] | None, **flags: Any) -> list[str]:
         The stretch of the film ends before it starts.
     """
     check_span(flags.get("start"), flags.get("end"))
-    named: dict[str, Any] = {}
+    named: dict[str, Any] = {"quantize": flags.pop("quantize", None), "offload": flags.pop("offload", False) or None}
     for section, names in (("media", _SAMPLED), ("generate", _WRITTEN)):
         for name in names:
             value = flags.pop(name, None)
@@ -139,6 +139,17 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[
     str | None,
     typer.Option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16.  [default: auto]"),
+]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize", metavar="none|int8|int4",
+        help="Keep the LLM's weights in 8 or 4 bits (docs/models.md).  [default: none]",
+    ),
+]  # fmt: skip
+OffloadFlag = Annotated[
+    bool,
+    typer.Option("--offload", help="Keep the encoders in host memory while the LLM works, and the other way round."),
 ]
 FpsOption = Annotated[float | None, typer.Option("--fps", metavar="RATE", help="Frames to look at per second of film.")]
 MaxFramesOption = Annotated[

@@ -39,6 +39,8 @@ def plan(
     max_new_tokens: opt.MaxNewTokensOption = None,
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = None,
+    quantize: opt.QuantizeOption = None,
+    offload: opt.OffloadFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Tell whether a question about a file would fit this machine, and what would make it fit.
@@ -46,8 +48,9 @@ def plan(
     Nothing is decoded or loaded; models whose weights are not here can be named too. Exit 0: it fits, 4: it does not.
     """
     settings = opt.asked(
-        sets, fps=fps, max_frames=max_frames, start=start, end=end, audio=audio, max_new_tokens=max_new_tokens
-    )
+        sets, fps=fps, max_frames=max_frames, start=start, end=end, audio=audio, max_new_tokens=max_new_tokens,
+        quantize=quantize, offload=offload,
+    )  # fmt: skip
     from omnicli import fit
     from omnicli import plan as planning
     from omnicli.cli import answering
@@ -80,7 +83,9 @@ def describe(plan: Plan, found: list[Change]) -> list[str]:
         ("sound tokens", f"{a:,} encoded, {ka:,} kept"),
         ("largest position", f"{plan.position:,}{scaled}, trained up to {plan.trained:,}"
          + (" (beyond it)" if plan.position >= plan.trained else "")),
-        ("weights", f"{show(plan.parts['weights'])} in {plan.dtype}"),
+        ("weights", f"{show(plan.parts['weights'])} in {plan.dtype}"
+         + (f", the LLM's layers in {plan.quantize}" if plan.quantize != "none" else "")
+         + (f"; {show(plan.parts['encoder_weights'])} of the encoders in turn with the LLM" if plan.offload else "")),
         ("encoders, working", show(plan.parts["encoders"])),
         ("encoded tokens", show(plan.parts["tokens"])),
         ("kept tokens, copied", show(plan.parts["kept"])),

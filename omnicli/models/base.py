@@ -21,18 +21,25 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from omnicli.errors import ModelError
+from omnicli.models.shelf import Shelf
 from omnicli.timescale import EPSILON
 from omnicli.types import MediaTokens, Modality, Query
 
 if TYPE_CHECKING:
     from omnicli.llm.kv import KVCache
     from omnicli.models.facts.base import Facts
+    from omnicli.models.quantize import Quantizer
+
+Part = Literal["encoders", "llm"]
+"""What a model consists of, as far as weights can be apart."""
 
 SALIENCY = "saliency"
 PAIR_SALIENCY = "pair_saliency"
@@ -254,7 +261,9 @@ class OmniModel(abc.ABC):
     fingerprint : str or None
         Equal for equal checkpoints, whatever they are called; None for random weights.
     device, dtype
-        Where and in what the weights are.
+        Where the model computes, and in what the weights are.
+    quantized : str
+        In what the weights of the LLM's layers are instead: ``int8``, ``int4`` or ``none``.
     hidden_size, intermediate_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
         LLM dimensions; ``max_position`` is the trained context in positions.
     window_s : float
@@ -282,6 +291,8 @@ class OmniModel(abc.ABC):
     experimental: ClassVar[str] = ""
     grain: Grain | None = None
     routed: int = 0
+    quantized: str = "none"
+    _shelves: Mapping[Part, Shelf] = MappingProxyType({})
 
     name: str
     revision: str
@@ -311,8 +322,14 @@ class OmniModel(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
-        """Load a checkpoint folder in hub layout; raises `ModelError` if it is incomplete or of another kind."""
+    def load(
+        cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype,
+        quantizer: Quantizer | None = None,
+    ) -> OmniModel:  # fmt: skip
+        """Load a checkpoint folder in hub layout; raises `ModelError` if it is incomplete or of another kind.
+
+        ``quantizer``: makes the weights of the LLM's layers smaller, each as it is loaded; None: they stay as they are.
+        """
 
     @classmethod
     def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
@@ -333,8 +350,9 @@ class OmniModel(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def dummy(
-        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
-    ) -> OmniModel:
+        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float,
+        quantizer: Quantizer | None = None,
+    ) -> OmniModel:  # fmt: skip
         """Build the architecture of ``size`` with random weights, fewer ``layers`` or ``scale``-times the width."""
 
     def _take(self, facts: Facts) -> None:
@@ -346,6 +364,31 @@ class OmniModel(abc.ABC):
         self.window_s, self.positions_per_s = facts.window_s, facts.positions_per_s
         self.audio_tokens_per_s, self.frame_group = facts.audio_tokens_per_s, facts.frame_group
         self.pixel_unit, self.video_batch = facts.pixel_unit, facts.video_batch
+
+    # ---- weights ----
+
+    def weights(self) -> dict[Part, list[nn.Module]]:
+        """Return the modules of the encoders and of the LLM, together all that hold weights.
+
+        Only `offload` needs it; a family that does not tell them apart cannot be offloaded.
+        """
+        raise ModelError(f"{self.name}: {self.family} cannot be offloaded: it does not tell its encoders from its LLM")
+
+    def offload(self, device: torch.device) -> None:
+        """Compute on ``device`` from now on, but keep there only what is at `work`; the weights are in host memory."""
+        self.device = device
+        self._shelves = {part: Shelf(modules) for part, modules in self.weights().items()}
+
+    def work(self, part: Part) -> None:
+        """Have the weights of one part on the device, and with `offload` those of the other in host memory only.
+
+        A family calls it where it encodes and where it embeds, with which reading begins. Results stay the same.
+        """
+        for other, shelf in self._shelves.items():
+            if other != part:
+                shelf.put_back()
+        if part in self._shelves:
+            self._shelves[part].fetch(self.device)
 
     # ---- media ----
 

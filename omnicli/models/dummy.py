@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from omnicli.errors import ModelError, near_names
+
+if TYPE_CHECKING:
+    from omnicli.models.quantize import Quantizer
 
 SPECIAL_TOKENS = {
     "image_token": "<|IMAGE|>",
@@ -117,27 +120,53 @@ def unfilled_model(architecture: Any, config: Any, device: torch.device | str, d
         torch.set_default_dtype(before)
 
 
-def random_model(architecture: Any, config: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+def weightless_model(architecture: Any, config: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """Build a model on a device with its buffers there and its weights without storage."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook as watch
+
+    def without(module: Any, name: str, weight: torch.nn.Parameter) -> Any:
+        return torch.nn.Parameter(weight.to("meta"), requires_grad=False)
+
+    hook = watch(without)
+    try:
+        return unfilled_model(architecture, config, device, dtype)
+    finally:
+        hook.remove()
+
+
+def random_model(
+    architecture: Any, config: Any, device: torch.device | str, dtype: torch.dtype, quantizer: Quantizer | None = None
+) -> Any:
     """Build a model directly on a device with fan-in scaled random weights, without a copy elsewhere.
 
     ``device="meta"`` gives the model without storage, for counting parameters.
     """
     config._attn_implementation = "sdpa"
-    return filled(unfilled_model(architecture, config, device, dtype), device)
+    build = unfilled_model if quantizer is None else weightless_model
+    return filled(build(architecture, config, device, dtype), device, quantizer)
 
 
-def filled(model: Any, device: torch.device | str) -> Any:
+def filled(model: Any, device: torch.device | str, quantizer: Quantizer | None = None) -> Any:
     """Give a model, built on ``device``, the random weights of `random_model`."""
     if torch.device(device).type == "meta":
         return model
     generator = torch.Generator(device=device).manual_seed(0)
+
+    def fill(name: str, weight: torch.Tensor) -> None:
+        if weight.ndim >= 2:
+            fan_in = weight[0].numel() if "embed_tokens" not in name else 1
+            if ".experts." in name:  # (experts, out, in)
+                fan_in = weight.shape[-1]
+            weight.normal_(0.0, 1.0 / math.sqrt(fan_in), generator=generator)
+        else:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)
+
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim >= 2:
-                fan_in = weight[0].numel() if "embed_tokens" not in name else 1
-                if ".experts." in name:  # (experts, out, in)
-                    fan_in = weight.shape[-1]
-                weight.normal_(0.0, 1.0 / math.sqrt(fan_in), generator=generator)
-            else:
-                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+        if quantizer is not None:
+            from omnicli.models import quantize
+
+            quantize.fill(model, quantizer, fill)
+        else:
+            for name, weight in model.named_parameters():
+                fill(name, weight)
     return model

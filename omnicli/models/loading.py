@@ -41,8 +41,12 @@ DECLINED = {
 }
 """Model types that were looked at and cannot be a family, and why."""
 
+NO_OFFLOAD = "--offload: the model runs on the CPU, there is no device to offload from; leave it out"
 
-def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> OmniModel:
+
+def load_model(
+    name: str | Path, device: str = "auto", dtype: str = "auto", quantize: str = "none", offload: bool = False
+) -> OmniModel:
     """Load a model.
 
     Parameters
@@ -54,25 +58,56 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> O
         ``auto`` is CUDA if there is one, else the CPU.
     dtype : str
         ``auto`` is bfloat16 on CUDA and float32 on a CPU.
+    quantize : str
+        ``int8`` or ``int4``: the weights of the LLM's layers in so many bits (`omnicli.models.quantize`); ``none``.
+    offload : bool
+        Keep on the device what works and the rest in host memory (`OmniModel.work`).
 
     Raises
     ------
     ModelError
-        In one line: an unknown name, missing or incomplete weights, an unsupported architecture or device.
+        In one line: an unknown name, missing or incomplete weights, an unsupported architecture or device, a library
+        that is not installed, nothing to offload from.
     """
     name = str(name)
     where = resolve_device(device)
     what = resolve_dtype(dtype, where)
+    if offload and where.type == "cpu":
+        raise ModelError(NO_OFFLOAD)
     if name.startswith("dummy:"):
-        return _dummy(name, where, what)
-    folder, revision = find_folder(name)
-    family = find_family(name, folder)
-    checkpoint.check_settings(name, folder)
-    checkpoint.check_weights(name, folder)
-    known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
-    model = family.load(folder, name=name, revision=revision, device=where, dtype=what)
-    model.fingerprint = known_by
+        model = _dummy(name, where, what, _quantizer(quantize, where, where))
+    else:
+        folder, revision = find_folder(name)
+        family = find_family(name, folder)
+        checkpoint.check_settings(name, folder)
+        if quantize != "none" and _is_quantised(checkpoint.read_config(name, folder)):
+            raise ModelError(f"{name}: the checkpoint is quantised already; leave out --quantize {quantize}")
+        checkpoint.check_weights(name, folder)
+        known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
+        home = torch.device("cpu") if offload else where
+        model = family.load(
+            folder, name=name, revision=revision, device=home, dtype=what, **_quantizer(quantize, where, home)
+        )
+        model.fingerprint = known_by
+    model.quantized = quantize
+    if offload:
+        model.offload(where)
     return model
+
+
+def _is_quantised(config: dict[str, Any]) -> bool:
+    """Tell whether a configuration, or a part of it, is of weights in few bits."""
+    parts = (value for value in config.values() if isinstance(value, dict))
+    return "quantization_config" in config or any(_is_quantised(part) for part in parts)
+
+
+def _quantizer(kind: str, device: torch.device, home: torch.device) -> dict[str, Any]:
+    """Return the argument of a family's ``load`` and ``dummy`` that quantises, or none: families may not know it."""
+    if kind == "none":
+        return {}
+    from omnicli.models.quantize import Quantizer
+
+    return {"quantizer": Quantizer(kind, device, home)}
 
 
 def short_names() -> dict[str, str]:
@@ -261,8 +296,8 @@ def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
     )
 
 
-def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
-    size, *options = name.removeprefix("dummy:").split(",")
+def _dummy(name: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> OmniModel:
+    size, *sizes = name.removeprefix("dummy:").split(",")
     unusable: list[ModelError] = []
     found = {dummy: family for family in _families("", unusable) for dummy in family.dummies}
     if size.lower() not in found:
@@ -270,7 +305,7 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
             raise unusable[0]
         raise ModelError(f"no dummy weights called {size!r}{near_names(size, found)}")
     layers, scale = None, 1.0
-    for option in options:
+    for option in sizes:
         key, _, value = option.partition("=")
         try:
             if key == "layers":
@@ -283,4 +318,6 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:
             pass
         raise ModelError(f"{name}: cannot read {option!r}; options are layers=N and scale=F")
     family = found[size.lower()]
-    return family.dummy(family.dummies[size.lower()], name=name, device=device, dtype=dtype, layers=layers, scale=scale)
+    return family.dummy(
+        family.dummies[size.lower()], name=name, device=device, dtype=dtype, layers=layers, scale=scale, **options
+    )

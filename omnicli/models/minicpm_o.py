@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,12 +44,16 @@ from omnicli.models.base import (
     EncodedVideo,
     Grain,
     OmniModel,
+    Part,
     Prompt,
 )
-from omnicli.models.dummy import filled, unfilled_model
+from omnicli.models.dummy import filled, unfilled_model, weightless_model
 from omnicli.models.facts.minicpm_o import AUDIO, FACTS, PIECE_S, VERSION
 from omnicli.models.mel import SILENCE
 from omnicli.models.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder
+
+if TYPE_CHECKING:
+    from omnicli.models.quantize import Quantizer
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -101,12 +105,15 @@ class MiniCPMO(OmniModel):
         self._before = lru_cache(maxsize=4)(lambda video, audio: len(self.prompt("", video=video, audio=audio).before))
 
     @classmethod
-    def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> MiniCPMO:
+    def load(
+        cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype,
+        quantizer: Quantizer | None = None,
+    ) -> MiniCPMO:  # fmt: skip
         """Load a folder in hub layout; the speech output and the folder's Python files are not touched."""
         settings = weights.Settings.read(name, folder)
         with chat.quiet():
             tokenizer = weights.load_tokenizer(name, folder)
-            parts = weights.load_parts(name, folder, settings, device, dtype)
+            parts = weights.load_parts(name, folder, settings, device, dtype, quantizer=quantizer)
         stop = chat.stop_ids(*weights.stop_settings(name, folder))
         return cls(parts, settings, tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
 
@@ -117,21 +124,31 @@ class MiniCPMO(OmniModel):
 
     @classmethod
     def dummy(
-        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
-    ) -> MiniCPMO:
+        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float,
+        quantizer: Quantizer | None = None,
+    ) -> MiniCPMO:  # fmt: skip
         """Build version ``size`` ("4.5") with random weights on the device; no files are read."""
         if size != VERSION:
             raise ModelError(f"no dummy weights of MiniCPM-o in version {size!r}{near_names(size, [VERSION])}")
         tokenizer = weights.dummy_tokenizer()
         settings = weights.Settings.dummy(layers, scale, len(tokenizer))
-        parts = filled(unfilled_model(weights.Parts, settings, device, dtype), device)
+        if quantizer is not None:
+            quantizer.inside = weights.LLM_LAYERS
+        build = unfilled_model if quantizer is None else weightless_model
+        parts = filled(build(weights.Parts, settings, device, dtype), device, quantizer)
         return cls(parts, settings, tokenizer, name=name, revision="random")
+
+    def weights(self) -> dict[Part, list[torch.nn.Module]]:
+        """See `OmniModel.weights`."""
+        p = self.parts
+        return {"encoders": [p.vpm, p.resampler, p.apm, p.audio_projection_layer], "llm": [p.llm]}
 
     # ---- pictures and sound ----
 
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
         """See `OmniModel.encode_video`; any number of frames in any call."""
         self._check(capture)
+        self.work("encoders")
         return self._see(frames.to(self.device), capture)
 
     def measure_log_mel_max(self, blocks: Iterable[np.ndarray]) -> float:
@@ -144,7 +161,12 @@ class MiniCPMO(OmniModel):
         """See `OmniModel.audio_encoder`. Exact in one pass: ``log_mel_max`` has nothing to decide."""
         self._check(capture)
         bands = self.settings.audio.num_mel_bins
-        return PieceEncoder(lambda mel: self._hear(mel, capture), bands, max(1, round(batch_s / PIECE_S)))
+
+        def hear(mel: Tensor) -> list[EncodedAudio]:
+            self.work("encoders")
+            return self._hear(mel, capture)
+
+        return PieceEncoder(hear, bands, max(1, round(batch_s / PIECE_S)))
 
     def _check(self, capture: frozenset[str]) -> None:
         if missing := sorted(capture - CAPTURED):
@@ -181,6 +203,7 @@ class MiniCPMO(OmniModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         """See `OmniModel.embed`."""
+        self.work("llm")
         return self._text.embed_tokens(ids)
 
     # ---- layer loop ----

@@ -17,13 +17,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
 
 from omnicli.errors import ModelError
+
+if TYPE_CHECKING:
+    from omnicli.models.quantize import Quantizer
 
 TRANSFORMERS = "5.23"
 if not transformers.__version__.startswith(TRANSFORMERS + "."):
@@ -54,6 +57,8 @@ from omnicli.models.facts.minicpm_o import (  # noqa: E402
 
 # ---- facts about the published files that only loading and the towers need ----
 
+LLM_LAYERS = "llm.model.layers."
+"""Prefix of the names of the LLM's layers."""
 RESAMPLER_HEAD = 128
 """Channels per head of the resampler: 32 heads of 4096."""
 DROP_LAST_VISION_LAYER = True
@@ -214,7 +219,10 @@ class Parts(nn.Module):
         self.audio_projection_layer = SoundProjection(settings.audio.d_model, width)
 
 
-def load_parts(name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> Parts:
+def load_parts(
+    name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype,
+    *, quantizer: Quantizer | None = None,
+) -> Parts:  # fmt: skip
     """Load the weights of a folder in hub layout, straight to the device.
 
     Raises
@@ -224,19 +232,22 @@ def load_parts(name: str, folder: Path, settings: Settings, device: torch.device
     """
     from safetensors import safe_open
 
-    from omnicli.models.dummy import unfilled_model
+    from omnicli.models.dummy import unfilled_model, weightless_model
 
     files = checkpoint.weight_files(name, folder)
     if problems := account(settings, checkpoint.all_shapes(name, folder)):
         raise ModelError(f"{name}: in {folder} {problems[0]}")
-    parts: Parts = unfilled_model(Parts, settings, device, dtype)
-    state = parts.state_dict()
+    if quantizer is None:
+        parts: Parts = unfilled_model(Parts, settings, device, dtype)
+    else:
+        quantizer.inside = LLM_LAYERS
+        parts = weightless_model(Parts, settings, device, dtype)
     with torch.no_grad():
         for file in files:
             with safe_open(file, "pt") as weights:
                 for key in weights.keys():  # noqa: SIM118
-                    if key in state:
-                        state[key].copy_(weights.get_tensor(key))
+                    if not key.startswith(IGNORED):
+                        _place(parts, key, weights.get_tensor(key), quantizer, dtype)
     return parts
 
 
@@ -249,6 +260,19 @@ def account(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> list[s
     found = {key: shape for key, shape in shapes.items() if not key.startswith(IGNORED)}
     other = {key for key in wanted.keys() & found.keys() if wanted[key] != found[key]}
     return differences(wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
+
+
+def _place(parts: Parts, key: str, value: torch.Tensor, quantizer: Quantizer | None, dtype: torch.dtype) -> None:
+    """Put a weight as it was read into its place, or, where that has no storage, in its place."""
+    if quantizer is not None and quantizer.wants(parts, key):
+        quantizer.take(parts, key, value.to(dtype))
+        return
+    path, _, last = key.rpartition(".")
+    module = parts.get_submodule(path)
+    if (there := getattr(module, last)).is_meta and quantizer is not None:
+        setattr(module, last, nn.Parameter(value.to(quantizer.home, dtype), requires_grad=False))
+    else:
+        there.copy_(value)
 
 
 def load_tokenizer(name: str, folder: Path) -> Any:

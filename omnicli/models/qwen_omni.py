@@ -12,7 +12,7 @@ import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from omnicli.models.base import (
     Grain,
     ModelInput,
     OmniModel,
+    Part,
     Prompt,
 )
 from omnicli.models.dummy import Shrink, random_model
@@ -37,7 +38,12 @@ from omnicli.models.mel import log_mel_maximum
 from omnicli.models.preprocessing import WindowedAudioEncoder
 from omnicli.types import MediaTokens
 
+if TYPE_CHECKING:
+    from omnicli.models.quantize import Quantizer
+
 TRANSFORMERS = "5.23"
+LLM_LAYERS = "model.language_model.layers."
+"""Prefix of the names of the LLM's layers in a thinker."""
 
 
 def require_transformers(file: str) -> None:
@@ -118,8 +124,17 @@ class QwenOmni(OmniModel):
         self.grain = Grain(mel_window / 100, self._mel_bands, mirror_end)
 
     @classmethod
-    def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> QwenOmni:
+    def load(
+        cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype,
+        quantizer: Quantizer | None = None,
+    ) -> QwenOmni:  # fmt: skip
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
+        options = dict(cls.load_options)
+        if quantizer is not None:
+            from omnicli.models.quantize_loading import Settings
+
+            quantizer.inside = LLM_LAYERS
+            options["quantization_config"] = Settings(quantizer)
         with chat.quiet():
             config = cls._config(name, folder)
             try:
@@ -131,9 +146,11 @@ class QwenOmni(OmniModel):
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
-                    **cls.load_options,
+                    **options,
                 )
             except RuntimeError as error:
+                if quantizer is not None and quantizer.failure is not None:
+                    raise quantizer.failure from error
                 problems = cls.account(name, folder, checkpoint.all_shapes(name, folder))
                 if not problems:
                     raise
@@ -153,9 +170,8 @@ class QwenOmni(OmniModel):
         """Return the stock configuration of a folder's thinker; `ModelError` if config.json is not one."""
         from huggingface_hub.errors import StrictDataclassError
 
-        cls.facts_class.read(
-            name, checkpoint.read_config(name, folder), folder
-        )  # transformers fills gaps with the 7B's
+        # what is not in config.json, transformers would take from the 7B
+        cls.facts_class.read(name, checkpoint.read_config(name, folder), folder)
         try:
             return cls.thinker_class.config_class.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
@@ -173,22 +189,31 @@ class QwenOmni(OmniModel):
 
     @classmethod
     def dummy(
-        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
-    ) -> QwenOmni:
+        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float,
+        quantizer: Quantizer | None = None,
+    ) -> QwenOmni:  # fmt: skip
         """Build the thinker of ``size`` with random weights on the device; no files are read."""
         config, tokenizer = cls.dummy_config(size, Shrink(layers, scale))
-        return cls(random_model(cls.thinker_class, config, device, dtype), tokenizer, name=name, revision="random")
+        if quantizer is not None:
+            quantizer.inside = LLM_LAYERS
+        thinker = random_model(cls.thinker_class, config, device, dtype, quantizer)
+        return cls(thinker, tokenizer, name=name, revision="random")
 
     @classmethod
     @abc.abstractmethod
     def dummy_config(cls, size: str, shrink: Shrink) -> tuple[Any, Any]:
         """Return (stock thinker config, tokenizer) of ``size``, a value of ``dummies``; `ModelError` if unknown."""
 
+    def weights(self) -> dict[Part, list[torch.nn.Module]]:
+        """See `OmniModel.weights`."""
+        return {"encoders": [self._visual, self._audio], "llm": [self._text, self.thinker.lm_head]}
+
     # ---- pictures ----
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
         """See `OmniModel.encode_video`. uint8 goes to the device; normalising happens there."""
+        self.work("encoders")
         pre = self.preprocessing
         rows = layout.patchify(
             frames.to(self.device),
@@ -235,6 +260,7 @@ class QwenOmni(OmniModel):
 
         ``first``: they begin the sound.
         """
+        self.work("encoders")
         whole = mel.shape[1] // self._mel_window * self._mel_window
         pieces = []
         if whole:
@@ -299,6 +325,7 @@ class QwenOmni(OmniModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         """See `OmniModel.embed`."""
+        self.work("llm")
         return self._text.embed_tokens(ids)
 
     def sequence(

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from omnicli import __version__
+from omnicli.config import precision
 from omnicli.errors import MediaError
 from omnicli.render import LABELS
 from omnicli.report import repeat
@@ -222,7 +223,7 @@ def _facts(row: Row) -> str:
         f'<bdi title="{text(row["media"])}">{text(_name(row))}</bdi>: pictures {used["video_s"]:.1f} of '
         f"{used['video_present_s']:.1f} s used ({used['frames']} frames, {used['width']}\u00d7{used['height']}), sound "
         f"{used['audio_s']:.1f} of {used['audio_present_s']:.1f} s",
-        text(f"{model['name']} ({model['device']}, {model['dtype']}), preset {row['preset']}")
+        text(f"{model['name']} ({model['device']}, {precision(model)}), preset {row['preset']}")
         + (", film read from the cache" if row["cached"] else ""),
         f"First token after {row['time_to_first_token_s']:.2f} s, all in {row['wall_s']:.2f} s; peak memory "
         + text(_peak(row)),

@@ -15,7 +15,7 @@ ANSWER: dict[str, Any] = {
     "question": str,
     "answer": str,
     "status": str,
-    "model": {"name": str, "revision": str, "dtype": str, "device": str},
+    "model": {"name": str, "revision": str, "dtype": str, "device": str, "quantize": str},
     "preset": str,
     "config": dict,
     "media_used": {
@@ -63,7 +63,7 @@ EVIDENCE = {"start_s": NUMBER, "end_s": NUMBER, "score": OPTIONAL, "modality": s
 PLAN: dict[str, Any] = {
     "schema": int,
     "media": str,
-    "model": {"name": str, "dtype": str, "device": str},
+    "model": {"name": str, "dtype": str, "device": str, "quantize": str, "offload": bool},
     "preset": str,
     "media_used": {"frames": int, "width": int, "height": int, "audio_s": NUMBER},
     "tokens": {
@@ -73,7 +73,9 @@ PLAN: dict[str, Any] = {
         "per_layer": int,
     },
     "positions": {"largest": int, "trained": int, "time_scale": OPTIONAL},
-    "bytes": dict.fromkeys(("weights", "encoders", "tokens", "kept", "kv", "prefill", "hidden", "frames"), int),
+    "bytes": dict.fromkeys(
+        ("weights", "encoder_weights", "encoders", "tokens", "kept", "kv", "prefill", "hidden", "frames"), int
+    ),
     "peak": {"host_bytes": int, "host_above_libraries_bytes": int, "device_bytes": OPTIONAL},
     "free": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},
     "decode_cpu_s_estimate": NUMBER,

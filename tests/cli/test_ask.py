@@ -232,3 +232,26 @@ def test_subtitles_come_before_the_question(ask, film, tmp_path):
     assert none["tokens"]["text"] == plain["tokens"]["text"]
     wrong = ask(QUESTION, "--subtitles", tmp_path / "sayd.srt")
     assert wrong.code == 3 and "did you mean said.srt" in wrong.error_line()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_weights_in_few_bits(ask, kind):
+    value = json.loads(ask("Who?", "--json", "--quantize", kind).out)
+    assert value["model"]["quantize"] == value["config"]["quantize"] == kind and not value["config"]["offload"]
+    from omnicli.report import repeat
+
+    assert f"--quantize {kind}" in repeat.command(value)
+    assert f"LLM in {kind})" in ask("Who?", "--quantize", kind).err and "LLM in" not in ask("Who?").err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (("--quantize", "int5"), 6, "quantize: must be one of none, int8, int4"),
+        (("--offload", "--device", "cpu"), 5, "no device to offload from"),
+        (("--set", "offload=true", "--device", "cpu"), 5, "no device to offload from"),
+    ],
+)
+def test_weights_that_cannot_be_kept_so(omni, film, tiny_model, argv, code, words):
+    result = omni("ask", film, "Who?", "--model", tiny_model, *argv)
+    assert result.code == code and words in result.err and result.err.count("\n") == 1 and result.out == ""

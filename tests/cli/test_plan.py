@@ -49,7 +49,7 @@ def test_a_plan_that_does_not(omni, film, free):
     value = json.loads(result.out)
     assert result.code == 4 and result.err == "" and not value["fits"]
     assert schema.problems(value, schema.PLAN, "plan") == []
-    assert [c["change"] for c in value["changes"]] == ["--model qwen2.5-omni-3b"]
+    assert [c["change"] for c in value["changes"]] == ["--quantize int8", "--model qwen2.5-omni-3b"]
     assert schema.problems(value["changes"][0], schema.PLAN_CHANGE, "change") == []
     text = omni("plan", film, "--model", "qwen2.5-omni-7b", "--dtype", "bf16").out
     assert "does not fit" in text and "--model qwen2.5-omni-3b" in text
@@ -114,3 +114,19 @@ def test_no_method_needs_torch_to_be_described():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_bits_and_offloading_are_planned(omni, film, free, monkeypatch):
+    model = ("--model", "qwen2.5-omni-7b", "--preset", "avoc")
+    plain, small = (
+        json.loads(omni("plan", film, *model, "--json", *more).out) for more in ((), ("--quantize", "int4"))
+    )
+    assert small["model"]["quantize"] == "int4" and plain["model"]["quantize"] == "none"
+    assert small["bytes"]["weights"] < 0.6 * plain["bytes"]["weights"]
+    assert "the LLM's layers in int4" in omni("plan", film, *model, "--quantize", "int4").out
+    result = omni("plan", film, *model, "--offload", "--device", "cpu")
+    assert result.code == 5 and "no device to offload from" in result.err
+    monkeypatch.setattr(machine, "devices", lambda: [machine.Device(0, "a card", 24 << 30, 24 << 30)])
+    away = json.loads(omni("plan", film, *model, "--offload", "--json").out)
+    assert away["model"]["offload"] and away["peak"]["device_bytes"] < 24 << 30
+    assert "of the encoders in turn with the LLM" in omni("plan", film, *model, "--offload").out

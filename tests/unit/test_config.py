@@ -228,3 +228,15 @@ def test_a_chain_made_of_a_preset_keeps_its_budget_before_the_llm():
 def test_what_is_wrong_with_a_chain(text, overrides, parts, tmp_path):
     found = c.validate(write(tmp_path / "p.yaml", text), overrides)
     assert all(any(part in problem for problem in found) for part in parts), found
+
+
+def test_how_weights_are_kept_is_part_of_a_configuration(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text("method: full\nquantize: int4\noffload: true\n")
+    made = c.load_config(file)
+    assert (made.quantize, made.offload) == ("int4", True)
+    again = c.load_config(made.to_dict(), ["quantize=none", "offload=false"])
+    assert c.load_config(made.to_dict()).to_dict() == made.to_dict()
+    assert (again.quantize, again.offload) == ("none", False)
+    with pytest.raises(ConfigError, match="quantize: must be one of none, int8, int4"):
+        c.load_config("full", ["quantize=int3"])

@@ -30,12 +30,15 @@ from omnicli.bench import memory
 from omnicli.config import load_config
 from omnicli.models.loading import load_model
 list(registry.models().values())
+if sys.argv[4] == "int4":
+    from omnicli.models import quantize
+    quantize._bitsandbytes()  # counted with the libraries
 device = torch.device("cpu")
 config = load_config(sys.argv[2])
 memory.reset(device)
 lines = Path("/proc/self/status").read_text().splitlines()
 base = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
-model = load_model(sys.argv[3], "cpu")
+model = load_model(sys.argv[3], "cpu", quantize=sys.argv[4])
 answer = pipeline.ask(sys.argv[1], ["Who speaks last?"], config, model)[0]
 print(json.dumps({"peak": memory.peaks(device).host_bytes - base, "tokens": answer.tokens}))
 """
@@ -208,12 +211,51 @@ def test_memory_decides_and_fit_never_takes_another_model(film, room):
     plan = planning.make_plan(info, settings)
     assert not plan.fits and "on a card, where 12.0 GiB are free" in plan.problems[0]
     found = fit.changes(info, settings, plan)
-    assert [c.text for c in found] == ["--model qwen2.5-omni-3b"]
+    assert [c.text for c in found] == ["--quantize int8", "--model qwen2.5-omni-3b"]
+    with pytest.raises(MemoryLimitError):
+        fit.fitted(info, settings, fit=False)
+    assert fit.fitted(info, settings, fit=True)[0].quantize == "int8"
+    room(card=5 * GIB)
     with pytest.raises(MemoryLimitError):
         fit.fitted(info, settings, fit=True)
     room(host=36 * GIB, card=None)
     plan = planning.make_plan(info, settings)
     assert plan.device is None and plan.dtype == "float32" and plan.host > 33 * GIB
+
+
+@pytest.mark.parametrize("kind", ["qwen2.5", "full", "qwen3", "minicpm"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_weights_in_few_bits_take_what_was_planned(models, film, kind, quantize, room):
+    model = loading.load_model(models[kind], "cpu", quantize=quantize)
+    plan = planning.make_plan(probe(film), config(models[kind], "full", f"quantize={quantize}"))
+    network = getattr(model, "thinker", None) or model.parts
+    few = [b for name, b in network.named_buffers() if name.endswith((".codes", ".scales"))]
+    assert bool(few) == (quantize != "none")
+    assert plan.parts["weights"] == sum(t.nbytes for t in (*network.parameters(), *few))
+    encoders = sum(p.nbytes for module in model.weights()["encoders"] for p in module.parameters())
+    assert plan.parts["encoder_weights"] == pytest.approx(encoders, rel=0.02)
+
+
+@pytest.mark.parametrize("name", [n for f in registry.facts().values() for n in f.dummies])
+def test_released_sizes_know_their_encoders(name):
+    facts, size = loading.find_facts(f"dummy:{name}")
+    weights = planning.Weights.of(facts, "none", 1, type(facts).parameters[size])
+    assert 0.4e9 < weights.encoders < 1.5e9  # both towers and what leads from them into the LLM
+
+
+def test_offloading_keeps_one_part_on_the_card_and_all_on_the_host(film, room):
+    info, settings = probe(film), config("qwen2.5-omni-7b", "avoc", device="auto")
+    room(card=24 * GIB)
+    plan, away = (planning.make_plan(info, dataclasses.replace(settings, offload=o)) for o in (False, True))
+    assert away.parts == plan.parts and away.device == plan.device - plan.parts["encoder_weights"]
+    assert away.host == plan.host  # a checkpoint passes through host memory in any case
+    room(card=15 * GIB)
+    plan = planning.make_plan(info, settings)
+    assert not plan.fits and fit.changes(info, settings, plan)[0].text == "--offload"
+    changed, note = fit.fitted(info, settings, fit=True)
+    assert changed.offload and "--offload" in note
+    with pytest.raises(ModelError, match="no device to offload from"):
+        planning.make_plan(info, dataclasses.replace(settings, device="cpu", offload=True))
 
 
 def test_bad_input_is_told(film, room, tmp_path):
@@ -248,15 +290,17 @@ def test_cards_are_those_that_are_visible(monkeypatch):
     assert machine.devices() == []
 
 
-@pytest.mark.parametrize("preset", ["full", "avoc"])
-def test_peak_memory_of_three_minutes_with_pocket(tmp_path, preset):
+@pytest.mark.parametrize(
+    ("preset", "quantize"), [("full", "none"), ("avoc", "none"), ("full", "int8"), ("avoc", "int4")]
+)
+def test_peak_memory_of_three_minutes_with_pocket(tmp_path, preset, quantize):
     from omnicli.train.films import write_film
     from omnicli.train.world import make_film
 
     film = tmp_path / "film.mp4"
     write_film(make_film(77, 180), film, fps=4.0)
-    plan = planning.make_plan(probe(film), config("pocket", preset))
-    command = [sys.executable, "-c", RUN, str(film), preset, "pocket"]
+    plan = planning.make_plan(probe(film), config("pocket", preset, f"quantize={quantize}"))
+    command = [sys.executable, "-c", RUN, str(film), preset, "pocket", quantize]
     done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [done["tokens"][m]["kept"] for m in ("video", "audio")] == list(plan.kept)
     assert plan.above_libraries == pytest.approx(done["peak"], rel=0.15)

@@ -167,6 +167,23 @@ class Facts(abc.ABC):
         """Return the configuration of a released size, a value of ``dummies``."""
 
     @property
+    def layer_matrices(self) -> tuple[tuple[int, int, int], ...]:
+        """(how many, rows, columns) of a layer's matrices, which are what is quantised: projections, MLP or experts."""
+        d, mlps = self.llm, self.llm.routed or 1
+        width = d.intermediate_size // (self.experts or 1)
+        return (
+            (1, d.query_width + 2 * d.kv_width, d.hidden_size), (1, d.hidden_size, d.query_width),
+            (2 * mlps, width, d.hidden_size), (mlps, d.hidden_size, width),
+        )  # fmt: skip
+
+    def llm_values(self) -> tuple[int, int]:
+        """Return how many of the LLM's weights are quantised, and how many are not: embeddings and head."""
+        return (
+            self.llm.depth * sum(n * rows * columns for n, rows, columns in self.layer_matrices),
+            2 * self.llm.vocab_size * self.llm.hidden_size,
+        )
+
+    @property
     def pixel_unit(self) -> int:
         """Frame sides are multiples of this many pixels."""
         return self.patch * self.merge
