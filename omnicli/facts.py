@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omnicli import __version__, cost, evidence
+from omnicli import __version__, cost, evidence, timescale
 from omnicli.types import Answer, MediaTokens, Modality, Selection
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 def answer(
     film: Film, question: str, config: Config, used: OmniModel, *,
-    prompt_length: int, kept: MediaTokens, selection: Selection, read: PrefillResult, reused: int, text: Generation,
-    times: Times, first_token_s: float, watch: Watch | None = None, history: Sequence[tuple[str, str]] = (),
+    clip: EncodedClip, prompt_length: int, kept: MediaTokens, selection: Selection, read: PrefillResult, reused: int,
+    text: Generation, times: Times, first_token_s: float, watch: Watch | None = None,
+    history: Sequence[tuple[str, str]] = (),
 ) -> Answer:  # fmt: skip
-    """Return the answer with everything that is known of its run."""
-    clip, around = film.media.clip, prompt_length - len(kept)
+    """Return the answer with everything that is known of its run; ``clip``: as the LLM's positions have it."""
+    around = prompt_length - len(kept)
     counts = tokens(clip.tokens, kept, config.compressor, read.levels, used.depth)
     counts |= {"text": around, "reused": reused, "generated": len(text.token_ids), "selection": selection.report}
     counts |= {"timeline": timeline(clip.tokens, kept)}
@@ -51,6 +52,7 @@ def answer(
         config=config.to_dict(),
         media_used=film.media.used,
         tokens=counts,
+        positions=positions(clip, used),
         stages={name: round(seconds, 4) for name, seconds in times.stages.items()},
         busy={name: round(seconds, 4) for name, seconds in times.busy.items()},
         wall_s=round(times.wall_s, 4),
@@ -58,7 +60,7 @@ def answer(
         peak_memory=peak_memory(used.device),
         flops=cost.prefill_flops(used, around, len(clip.tokens), read.by_layer),
         evidence=[] if watch is None else evidence.ranges(kept, watch.scores()),
-        warnings=[*film.media.warnings, *cautions(used, clip)],
+        warnings=[*film.media.warnings, *cautions(used, clip, config, text.next_position - 1)],
         versions=versions(),
         cached=film.cached,
     )
@@ -77,12 +79,20 @@ def model(used: OmniModel) -> dict[str, str]:
     return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": str(used.device)}
 
 
-def cautions(used: OmniModel, clip: EncodedClip) -> list[str]:
-    """Return what to know of the model: that it is unproven, or was asked beyond what it was trained for."""
+def positions(clip: EncodedClip, used: OmniModel) -> dict[str, float | None]:
+    """Return the largest position of the media, the model's range, and what time was multiplied with, if it is told."""
+    scale = None if clip.origin is None else round(clip.time_scale, 6)
+    return {"largest": round(clip.max_position, 3), "trained": used.max_position, "time_scale": scale}
+
+
+def cautions(used: OmniModel, clip: EncodedClip, config: Config, reached: float) -> list[str]:
+    """Return what to know of the model: that it is unproven, or what was done to keep to what it was trained for.
+
+    ``reached``: the largest position of all, text and answer included.
+    """
     found = [f"{used.name}: experimental, {used.experimental}"] if used.experimental else []
-    if clip.max_position >= used.max_position:
-        found.append(f"positions reach {clip.max_position:,}; {used.name} was trained up to {used.max_position:,}")
-    return found
+    scale = None if clip.origin is None else clip.time_scale
+    return found + timescale.remarks(config, scale, reached=reached, trained=used.max_position, name=used.name)
 
 
 def tokens(

@@ -1,7 +1,11 @@
-"""What memory this machine has free, without importing torch. Knows nothing of what shall fit."""
+"""What memory this machine has free and which CUDA its driver runs, without importing torch.
+
+Knows nothing of what shall fit.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import shutil
@@ -75,3 +79,14 @@ def devices() -> list[Device]:
             break
         chosen.append(Device(len(chosen), match.name, match.free_bytes, match.total_bytes))
     return chosen
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """Return the newest CUDA version that the NVIDIA driver runs; None where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omnicli import facts
+from omnicli import facts, timescale
 from omnicli.encode import Decoding, Encoded, Progress, encode
 from omnicli.errors import MemoryLimitError
 from omnicli.evidence import layers as middle
@@ -19,7 +19,7 @@ from omnicli.llm.reader import Reader
 from omnicli.llm.watch import Watch
 from omnicli.media import subtitles
 from omnicli.media.probe import MediaInfo, probe
-from omnicli.models.base import CAPTURES, OmniModel
+from omnicli.models.base import CAPTURES, EncodedClip, OmniModel
 from omnicli.timing import StageClock, Times
 from omnicli.types import Answer, Modality
 
@@ -129,7 +129,8 @@ def answer(
     clip, options = media.clip, DecodeOptions(**vars(config.generate))
     prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history, preface=film.preface)
     with clock.stage("compress"):
-        selection = compressor.compress(clip.tokens, model.query(prompt))
+        selection = compressor.compress(clip.tokens, model.query(prompt))  # by the film's own clock
+        clip = _in_range(clip, config, model)
         kept = clip.tokens.select(selection)
     sequence = model.sequence(prompt, clip, kept)
     length = sequence.embeds.shape[0]
@@ -154,7 +155,14 @@ def answer(
         for piece in pieces:
             on_text(piece)
     return facts.answer(
-        film, question, config, model, prompt_length=length, kept=kept, selection=selection, read=read,
+        film, question, config, model, clip=clip, prompt_length=length, kept=kept, selection=selection, read=read,
         reused=reads.reused, text=text, times=film.times + clock.report(), first_token_s=film.times.wall_s + first_s,
         watch=watch, history=history,
     )  # fmt: skip
+
+
+def _in_range(clip: EncodedClip, config: Config, model: OmniModel) -> EncodedClip:
+    """Return the clip with its positions in time scaled as the settings ask for."""
+    last = clip.tokens.position_ids[0].max().item()
+    scale = timescale.choose(config, origin=clip.origin, last=last, trained=model.max_position, name=model.name)
+    return clip if scale is None or scale == 1 else clip.scaled(scale)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from omnicli import machine
+from omnicli import machine, timescale
 from omnicli.config import Config
 from omnicli.errors import MediaError, ModelError
 from omnicli.media import sampling
@@ -74,6 +74,8 @@ class Plan:
         Picture and sound tokens out of the encoders, and into the LLM.
     position : int
         Largest rotary position of the media; ``trained`` is the model's range.
+    time_scale : float or None
+        What positions in time are multiplied with; None: the model's count tokens.
     parts : dict of str to int
         Bytes: ``weights``, ``encoders`` (working memory), ``tokens`` (encoded, captures included), ``kept`` (copies for
         the LLM), ``kv``, ``prefill`` (working memory), ``hidden`` (of all positions, where a method prunes inside the
@@ -92,6 +94,7 @@ class Plan:
     layer_tokens: int
     position: int
     trained: int
+    time_scale: float | None
     parts: dict[str, int]
     host: int
     above_libraries: int
@@ -119,7 +122,7 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
     ModelError
         An unknown or damaged model, or one of which nothing is known without its code.
     """
-    from omnicli.models import loading
+    from omnicli.models import checkpoint, loading
 
     name = config.model or "pocket"
     facts, size = loading.find_facts(name)
@@ -127,8 +130,8 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
         values = facts.parameters[size]
     else:
         folder, _ = loading.find_folder(name)
-        loading.check_weights(name, folder)
-        values = loading.count_weights(folder, facts.loads, facts.skips)
+        checkpoint.check_weights(name, folder)
+        values = checkpoint.count_weights(folder, facts.loads, facts.skips)
     return of(info, config, facts, values, name)
 
 
@@ -167,9 +170,14 @@ def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) ->
     if host_free is not None and above + libraries > ERROR * host_free:
         problems.append(f"{show(above + libraries)} of host memory, where {show(host_free)} are free")
     seconds = None if media.last_frame_s is None else media.last_frame_s - (config.media.start or 0.0)
+    last = facts.last_position(MARKS, seconds, n_audio, n)
+    origin = MARKS if facts.clocked else None
+    scale = timescale.choose(config, origin=origin, last=last, trained=facts.max_position, name=name)
+    if scale is not None:
+        last = MARKS + int((last - MARKS) * scale + timescale.EPSILON)
     return Plan(
         media=media, encoded=(n_video, n_audio), kept=kept, layer_tokens=layer_tokens,
-        position=facts.last_position(MARKS, seconds, n_audio, n), trained=facts.max_position,
+        position=last, trained=facts.max_position, time_scale=scale,
         parts=parts, host=above + libraries, above_libraries=above, device=device, host_free=host_free,
         device_free=card.free_bytes if card else None, device_name=f"cuda:{card.index} {card.name}" if card else "cpu",
         decode_cpu_s=media.source_pixels * media.source_frames / 1e6 * DECODE_S_PER_MEGAPIXEL, dtype=dtype,
@@ -302,7 +310,11 @@ def to_dict(info: MediaInfo, config: Config, plan: Plan, found: list[Change]) ->
             "text": TEXT_TOKENS,
             "per_layer": plan.layer_tokens,
         },
-        "positions": {"largest": plan.position, "trained": plan.trained},
+        "positions": {
+            "largest": plan.position,
+            "trained": plan.trained,
+            "time_scale": None if plan.time_scale is None else round(plan.time_scale, 6),
+        },
         "bytes": dict(plan.parts),
         "peak": {
             "host_bytes": plan.host,

@@ -33,8 +33,8 @@ METHOD_HELPERS = frozenset(
 
 MODEL_HELPERS = frozenset(
     {
-        "attention", "base", "chat", "dummy", "layout", "loading", "mel", "minicpm_o_towers", "minicpm_o_weights",
-        "preprocessing", "qwen_omni", "towers",
+        "account", "attention", "base", "chat", "checkpoint", "dummy", "hub", "layout", "loading", "mel",
+        "minicpm_o_towers", "minicpm_o_weights", "preprocessing", "qwen_omni", "towers", "verify",
     }
 )  # fmt: skip
 """Modules in ``models/`` that are no families."""

@@ -60,6 +60,11 @@ def write_text(text: str, stream: TextIO | None = None) -> None:
     out.flush()
 
 
+def on_terminal() -> bool:
+    """Tell whether bars can be drawn on stderr."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def note(text: str) -> None:
     """Write one line to stderr."""
     print(f"omni: {' '.join(text.split())}", file=sys.stderr, flush=True)
@@ -142,8 +147,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, enabled: bool | None = None) -> None:
-        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.enabled = terminal if enabled is None else enabled
+        self.enabled = on_terminal() if enabled is None else enabled
         self.before_drawing: Callable[[], None] = lambda: None
         """Called before bars appear: the line that is being written must be ended, or they would wipe it out."""
         self._bars: Any = None

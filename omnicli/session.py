@@ -15,7 +15,7 @@ from omnicli import pipeline
 from omnicli.encode import Progress
 from omnicli.errors import MemoryLimitError
 from omnicli.llm.reader import Reader
-from omnicli.models.base import CAPTURES, KEYS, OmniModel
+from omnicli.models.base import CAPTURES, KEYS, SALIENCIES, OmniModel
 from omnicli.types import Answer
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Session:
         tokens = media.clip.tokens
         tokens = dataclasses.replace(
             tokens, keys=tokens.keys if KEYS in needs else None,
-            saliency=tokens.saliency if needs & CAPTURES - {KEYS} else None,
+            saliency=tokens.saliency if needs & SALIENCIES else None,
         )  # fmt: skip
         clip = dataclasses.replace(media.clip, tokens=tokens)
         return dataclasses.replace(self.film, media=dataclasses.replace(media, clip=clip))

@@ -37,6 +37,10 @@ class MediaConfig:
     clock : true or nominal
         ``true``: pictures and sound share the file's clock. ``nominal``: pictures are laid out at the family's default
         rate whatever time passed between them, as the papers' scripts did; times in the result are then nominal too.
+    time_scale : auto, off or float
+        What positions in time are multiplied with before the LLM reads them. ``auto``: 1, or for long films what keeps
+        film, question and answer inside the range of positions that the model was trained on; ``off``: always 1. What
+        is looked at does not change. Not for models whose positions count tokens.
     decoder : auto or cpu
         ``auto``: pictures for a model on a graphics card are decoded by the card if it can (NVDEC).
     subtitles : off, auto or a file
@@ -57,6 +61,7 @@ class MediaConfig:
     exact_mel: bool = True
     audio_limit: float | None = None
     clock: Literal["true", "nominal"] = "true"
+    time_scale: Literal["auto", "off"] | float = "auto"
     decoder: Literal["auto", "cpu"] = "auto"
     subtitles: str = "off"
     subtitle_tokens: int = 2000
@@ -77,6 +82,8 @@ class MediaConfig:
             problems.append(f"end: {self.end:g} s is not after start {self.start or 0.0:g} s")
         if self.audio_limit is not None and not self.audio_limit > 0:
             problems.append(f"audio_limit: must be above 0, not {self.audio_limit:g}")
+        if isinstance(self.time_scale, float) and not 0 < self.time_scale <= 1:
+            problems.append(f"time_scale: must be auto, off, or above 0 and at most 1, not {self.time_scale:g}")
         if self.audio == "off" and self.require_audio:
             problems.append("require_audio: true contradicts audio off")
         if not self.subtitles:
@@ -85,8 +92,9 @@ class MediaConfig:
             raise ConfigError(problems)
 
     def encoding(self) -> dict[str, Any]:
-        """Return what pictures and sound depend on: everything but the subtitles."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if not k.startswith("subtitle")}
+        """Return what encoded pictures and sound depend on: not subtitles, nor where they stand for the LLM."""
+        late = ("subtitles", "subtitle_tokens", "time_scale")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in late}
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,7 @@ class Answer:
     config: dict[str, Any]
     media_used: MediaUsed
     tokens: dict[str, Any]
+    positions: dict[str, float | None]
     stages: dict[str, float]
     busy: dict[str, float]
     wall_s: float

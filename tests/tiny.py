@@ -19,7 +19,7 @@ from omnicli.models.dummy import byte_tokenizer, special_ids
 SCALE = 4.0
 
 
-def config(tokenizer: Any, layers: int = 4, heads: int = 4) -> Any:
+def config(tokenizer: Any, layers: int = 4, heads: int = 4, kv_heads: int | None = None) -> Any:
     from transformers import Qwen2_5OmniThinkerConfig
 
     return Qwen2_5OmniThinkerConfig(
@@ -28,7 +28,7 @@ def config(tokenizer: Any, layers: int = 4, heads: int = 4) -> Any:
             "intermediate_size": 96,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
-            "num_key_value_heads": heads // 2,
+            "num_key_value_heads": kv_heads or heads // 2,
             "vocab_size": len(tokenizer) + 3,
             "max_position_embeddings": 32768,
             "tie_word_embeddings": False,
@@ -55,12 +55,12 @@ def config(tokenizer: Any, layers: int = 4, heads: int = 4) -> Any:
     )
 
 
-def thinker(seed: int = 0, layers: int = 4) -> tuple[Any, Any]:
+def thinker(seed: int = 0, layers: int = 4, **dims: int) -> tuple[Any, Any]:
     """Return (stock thinker in sdpa, tokenizer), random but fixed by ``seed``."""
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
     tokenizer = byte_tokenizer()
-    settings = config(tokenizer, layers)
+    settings = config(tokenizer, layers, **dims)
     settings._attn_implementation = "sdpa"
     torch.manual_seed(seed)
     model = Qwen2_5OmniThinkerForConditionalGeneration(settings).eval()
@@ -74,9 +74,9 @@ def thinker(seed: int = 0, layers: int = 4) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def build(folder: Path, *, full: bool = False, seed: int = 0, shards: bool = False) -> Path:
+def build(folder: Path, *, full: bool = False, seed: int = 0, shards: bool = False, **dims: int) -> Path:
     """Write a checkpoint folder and return it."""
-    model, tokenizer = thinker(seed)
+    model, tokenizer = thinker(seed, **dims)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, max_shard_size="200KB" if shards else "5GB")
     tokenizer.save_pretrained(folder)

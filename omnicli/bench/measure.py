@@ -22,7 +22,7 @@ from omnicli import pipeline
 from omnicli.bench import memory
 from omnicli.bench.memory import Peaks
 from omnicli.bench.rig import Rig
-from omnicli.models.base import CAPTURES, KEYS, OmniModel
+from omnicli.models.base import CAPTURES, SALIENCIES, OmniModel
 from omnicli.timing import PARTS, Times
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def passes(measured: Sequence[Measured]) -> list[tuple[frozenset[str], list[Meas
     for one in measured:
         needs = one.variant.config.compressor.needs & CAPTURES
         for i, (capture, members) in enumerate(found):
-            if len((capture | needs) - {KEYS}) <= 1:
+            if len((capture | needs) & SALIENCIES) <= 1:
                 found[i] = (capture | needs, [*members, one])
                 break
         else:

@@ -28,7 +28,7 @@ from omnicli.encode import Progress
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError, UsageError
 from omnicli.journal import JsonLines
 from omnicli.media.probe import MediaInfo
-from omnicli.models.base import CAPTURES, KEYS, OmniModel
+from omnicli.models.base import CAPTURES, SALIENCIES, OmniModel
 from omnicli.settings import MediaConfig
 from omnicli.train.pocket_eval import wilson
 
@@ -76,7 +76,7 @@ def shared_needs(contenders: Sequence[Contender]) -> frozenset[str]:
     """
     kinds: dict[str, str] = {}
     for contender in contenders:
-        for kind in contender.config.compressor.needs & CAPTURES - {KEYS}:
+        for kind in contender.config.compressor.needs & SALIENCIES:
             kinds.setdefault(kind, contender.label)
     if len(kinds) > 1:
         told = " and ".join(f"{label} ({kind})" for kind, label in sorted(kinds.items()))

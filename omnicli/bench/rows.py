@@ -57,7 +57,7 @@ def report(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the bench as one JSON object; ``config`` is that of any variant, for the settings that all share."""
     reference = next((m for m in outcome.measured if m.variant.name == REFERENCE and m.error is None), None)
-    rows = [row(one, reference, model.depth) for one in outcome.measured]
+    rows = [row(one, reference) for one in outcome.measured]
     settings = config.to_dict()
     return {
         "schema": SCHEMA,
@@ -79,8 +79,8 @@ def report(
     }
 
 
-def row(one: Measured, reference: Measured | None, depth: int) -> dict[str, Any]:
-    """Return one variant's row; factors and agreement are null where there is no reference. ``depth``: LLM layers."""
+def row(one: Measured, reference: Measured | None) -> dict[str, Any]:
+    """Return one variant's row; factors and agreement are null where there is no reference."""
     config, done = one.variant.config, one.answer
     out: dict[str, Any] = {"preset": one.variant.name, "method": config.method, "error": None}
     if one.error is not None or done is None or not one.runs:
@@ -89,8 +89,8 @@ def row(one: Measured, reference: Measured | None, depth: int) -> dict[str, Any]
     seconds = [run.seconds() for run in one.runs]
     steps = done.tokens["generated"] - 1  # the first token comes out of prefill
     rates = [steps / s["generate"] for s in seconds if steps > 0 and s["generate"] > 0]
-    read = _mean_by_layer(done.tokens["by_layer"], depth)
-    encoded = sum(done.tokens[m]["encoded"] for m in ("video", "audio"))
+    encoded = {m: done.tokens[m]["encoded"] for m in ("video", "audio")}
+    read = sum((done.tokens["retention_layers"][m] or 0.0) * n for m, n in encoded.items())
     prefill, whole = done.flops["prefill"], done.flops["full_prefill"]
     names = list(dict.fromkeys(name for run in one.runs for name in run.stages if name != "load"))
     stages = {name: statistics.median(run.stages.get(name, 0.0) for run in one.runs) for name in names}
@@ -100,7 +100,7 @@ def row(one: Measured, reference: Measured | None, depth: int) -> dict[str, Any]
         "tokens": {k: done.tokens[k] for k in ("video", "audio", "text", "generated", "by_layer")},
         "retention": {
             "door": round(done.tokens["retention"], 6),
-            "layers": round(read / max(1, encoded), 6),
+            "layers": round(read / max(1, sum(encoded.values())), 6),
         },
         "flops": {
             "prefill": prefill,
@@ -141,12 +141,6 @@ def _processor() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-def _mean_by_layer(by_layer: Sequence[Sequence[int]], depth: int) -> float:
-    """Return the mean number of media tokens that a layer read."""
-    ends = [first for first, _ in by_layer[1:]] + [depth]
-    return sum((end - first) * kept for (first, kept), end in zip(by_layer, ends, strict=True)) / max(1, depth)
 
 
 def _factor(base: Sequence[dict[str, float]], seconds: Sequence[dict[str, float]], name: str) -> float | None:

@@ -72,12 +72,13 @@ def describe(plan: Plan, found: list[Change]) -> list[str]:
     from omnicli.plan import show
 
     m, (v, a), (kv, ka) = plan.media, plan.encoded, plan.kept
+    scaled = f", time scaled by {plan.time_scale:.4f}" if plan.time_scale not in (None, 1) else ""
     free = {"host": plan.host_free, "device": plan.device_free}
     rows = [
         ("frames", f"{m.frames:,} of {m.width} x {m.height}" if m.frames else "none"),
         ("picture tokens", f"{v:,} encoded, {kv:,} kept"),
         ("sound tokens", f"{a:,} encoded, {ka:,} kept"),
-        ("largest position", f"{plan.position:,}, trained up to {plan.trained:,}"
+        ("largest position", f"{plan.position:,}{scaled}, trained up to {plan.trained:,}"
          + (" (beyond it)" if plan.position >= plan.trained else "")),
         ("weights", f"{show(plan.parts['weights'])} in {plan.dtype}"),
         ("encoders, working", show(plan.parts["encoders"])),

@@ -155,8 +155,21 @@ class Seats(Published):
     # ---- inside the LLM: stages II and III ----
 
     def layers(self, depth: int) -> tuple[int, ...]:
-        """Return the layers of stage II."""
-        return () if self._everything_stays() else self._boundaries(depth)[0]
+        """Return the layers of stage II.
+
+        Raises
+        ------
+        ConfigError
+            Layers that are set are not those of a model of this depth, or the schedule cannot reach the retention;
+            told here, before a film is encoded.
+        """
+        if self._everything_stays():
+            return ()
+        drops, late = self._boundaries(depth)
+        shares = (self.retention, self.retention_video, self.retention_audio)
+        if self.encoder * max((s for s in shares if s is not None), default=0.0) <= 1:  # else less of it is used
+            schedule.solve(depth, drops, late, self.encoder)
+        return drops
 
     def late_removal(self, depth: int) -> int | None:
         """Return the layer of stage III."""

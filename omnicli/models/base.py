@@ -17,7 +17,8 @@ encoder feeds several LLM layers (deepstack) returns ``layer_features``; the lay
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -26,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnicli.types import MediaTokens, Query
+from omnicli.timescale import EPSILON
+from omnicli.types import MediaTokens, Modality, Query
 
 if TYPE_CHECKING:
     from omnicli.llm.kv import KVCache
@@ -36,7 +38,8 @@ SALIENCY = "saliency"
 PAIR_SALIENCY = "pair_saliency"
 POOLED_SALIENCY = "pooled_saliency"
 KEYS = "keys"
-CAPTURES = frozenset({SALIENCY, PAIR_SALIENCY, POOLED_SALIENCY, KEYS})
+SALIENCIES = frozenset({SALIENCY, PAIR_SALIENCY, POOLED_SALIENCY})
+CAPTURES = SALIENCIES | {KEYS}
 """Names that ``capture`` may hold. ``keys`` fills the field of its name in `MediaTokens`, the others (one at a time)
 fill ``saliency``: attention received by a picture's patches within their own frame group, within two consecutive ones
 (SEATS), or from the group's mean query (FastVID). Sound has one kind of saliency, within its windows."""
@@ -103,6 +106,12 @@ class EncodedClip:
         Largest position of any uncompressed media token, on any axis; likewise.
     video, audio : bool
         Which media are in the clip; chooses the markers around them.
+    origin : int or None
+        Position of the clip's start; None where positions count tokens instead of time.
+    last_run : int
+        Tokens of the last run of one modality; ``next_position`` is one above the largest among them.
+    time_scale : float
+        What positions in time have been multiplied with.
     """
 
     tokens: MediaTokens
@@ -110,6 +119,36 @@ class EncodedClip:
     max_position: float
     video: bool
     audio: bool
+    origin: int | None = None
+    last_run: int = 0
+    time_scale: float = 1.0
+
+    def scaled(self, scale: float) -> EncodedClip:
+        """Return the clip with its positions in time, counted from its start, multiplied by ``scale``.
+
+        Rounded down again where positions are whole numbers. Rows and columns of pictures stay, and so does the order.
+
+        Raises
+        ------
+        ValueError
+            Positions count tokens, or are scaled already.
+        """
+        if self.origin is None or self.time_scale != 1:
+            raise ValueError("positions count tokens, or are scaled already")
+        before, sound = self.tokens.position_ids, self.tokens.modality == Modality.AUDIO
+        times = (before - self.origin).double() * scale
+        if not before.is_floating_point():
+            times = torch.floor(times + EPSILON)
+        times = (times + self.origin).to(before.dtype)
+        positions = torch.where(sound, times, before)
+        positions[0] = times[0]
+        return dataclasses.replace(
+            self,
+            tokens=dataclasses.replace(self.tokens, position_ids=positions),
+            next_position=positions[:, -self.last_run :].max().item() + 1,
+            max_position=positions.max().item(),
+            time_scale=scale,
+        )
 
 
 @dataclass(frozen=True)
@@ -210,6 +249,8 @@ class OmniModel(abc.ABC):
         As asked for by the user; commit of the hub snapshot or ``"local"``.
     folder : Path or None
         The checkpoint; None for random weights.
+    facts : Facts
+        Sizes and closed forms, read from the same configuration; see `_take`.
     fingerprint : str or None
         Equal for equal checkpoints, whatever they are called; None for random weights.
     device, dtype
@@ -245,6 +286,7 @@ class OmniModel(abc.ABC):
     name: str
     revision: str
     folder: Path | None
+    facts: Facts
     fingerprint: str | None = None
     device: torch.device
     dtype: torch.dtype
@@ -273,6 +315,22 @@ class OmniModel(abc.ABC):
         """Load a checkpoint folder in hub layout; raises `ModelError` if it is incomplete or of another kind."""
 
     @classmethod
+    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
+        """Return what is wrong with a checkpoint's weights, a line each; None: the family cannot tell without loading.
+
+        Parameters
+        ----------
+        shapes : dict
+            Every weight in the folder's safetensors files.
+
+        Raises
+        ------
+        ModelError
+            The folder's settings are not the family's.
+        """
+        return None
+
+    @classmethod
     @abc.abstractmethod
     def dummy(
         cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
@@ -281,7 +339,7 @@ class OmniModel(abc.ABC):
 
     def _take(self, facts: Facts) -> None:
         """Take the sizes and rates that planning reads from the same configuration."""
-        d = facts.llm
+        self.facts, d = facts, facts.llm
         self.hidden_size, self.intermediate_size, self.depth = d.hidden_size, d.intermediate_size, d.depth
         self.heads, self.kv_heads, self.head_dim = d.heads, d.kv_heads, d.head_dim
         self.vocab_size, self.max_position, self.routed = d.vocab_size, facts.max_position, d.routed
@@ -291,7 +349,6 @@ class OmniModel(abc.ABC):
 
     # ---- media ----
 
-    @abc.abstractmethod
     def frame_size(
         self,
         width: int,
@@ -302,11 +359,15 @@ class OmniModel(abc.ABC):
         max_pixels: int | None = None,
         max_video_tokens: int | None = None,
     ) -> tuple[int, int]:
-        """Return (height, width) in pixels to decode frames at.
+        """Return (height, width) in pixels to decode frames at, as the family's facts say.
 
         Limits are pixels per frame, None takes the model's. ``max_video_tokens`` with ``n_frames`` lowers the upper
         limit so that all frames together stay under 90 % of that many tokens (never below 1.05 x the lower limit).
+        Where a frame's size does not decide about its tokens, it changes nothing.
         """
+        return self.facts.frame_size(
+            width, height, n_frames, min_pixels=min_pixels, max_pixels=max_pixels, max_video_tokens=max_video_tokens
+        )
 
     @abc.abstractmethod
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
@@ -361,11 +422,26 @@ class OmniModel(abc.ABC):
     def embed(self, ids: Tensor) -> Tensor:
         """Return the input embeddings (n, D) of token ids (n,)."""
 
-    @abc.abstractmethod
     def sequence(
         self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
     ) -> ModelInput:
-        """Return before | media | after as the LLM reads it; ``tokens`` is ``clip.tokens`` (None) or a selection."""
+        """Return before | media | after as the LLM reads it; ``tokens`` is ``clip.tokens`` (None) or a selection.
+
+        Text counts from 0 before the media and from the clip's ``next_position`` behind them, on every axis; a
+        selection leaves gaps, as if all had been read.
+        """
+        before, after = (torch.arange(ids.numel(), device=self.device) for ids in (prompt.before, prompt.after))
+        if clip is None:
+            embeds = self.embed(torch.cat([prompt.before, prompt.after]))
+            position_ids = torch.arange(len(embeds), device=self.device).expand(self.position_axes, -1)
+            return ModelInput(embeds, position_ids, slice(0, 0), len(embeds))
+        media = clip.tokens if tokens is None else tokens
+        after += int(clip.next_position)
+        embeds = torch.cat([self.embed(prompt.before), media.features.to(self.dtype), self.embed(prompt.after)])
+        axes = (self.position_axes, -1)
+        position_ids = torch.cat([before.expand(axes), media.position_ids, after.expand(axes)], 1)
+        span = slice(before.numel(), before.numel() + len(media))
+        return ModelInput(embeds, position_ids, span, clip.next_position + after.numel())
 
     def query(self, prompt: Prompt) -> Query:
         """Return the question as compression methods see it."""
@@ -377,9 +453,9 @@ class OmniModel(abc.ABC):
     def rope(self, position_ids: Tensor) -> Any:
         """Return what `layer` needs for rotary positions (axes, n); `take` indexes it."""
 
-    @abc.abstractmethod
     def take(self, rope: Any, index: Tensor | slice) -> Any:
-        """Return the rotary values of a subset of positions."""
+        """Return the rotary values of a subset of positions; ``rope`` is the pair of cos and sin (1, n, d)."""
+        return rope[0][:, index], rope[1][:, index]
 
     @abc.abstractmethod
     def layer(

@@ -88,7 +88,7 @@ def load_tokenizer(name: str, folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
 
 

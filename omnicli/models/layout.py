@@ -5,6 +5,7 @@ Checked against the stock processor and ``get_rope_index`` in the tests.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -136,21 +137,6 @@ def interleave(video_time: Tensor, audio_time: Tensor, block: int) -> tuple[Tens
     return order, run
 
 
-def next_position(positions: Tensor, run: Tensor) -> float:
-    """Return the position after the media: 1 + the largest, over all axes, of the last run (stock behaviour).
-
-    An int if the positions are whole numbers.
-
-    Parameters
-    ----------
-    positions : Tensor (3, N)
-        In reading order, N >= 1.
-    run : Tensor (N,)
-        From `interleave`.
-    """
-    return positions[:, run == run[-1]].max().item() + 1
-
-
 def token_times(frame_times: np.ndarray, temporal: int, end_s: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Return start and end seconds (groups,) of frame groups.
 
@@ -267,8 +253,24 @@ def assemble(
         keys=_gather_keys([v.keys for v in video], [a.keys for a in audio], place),
         layer_features=_gather_levels(video, sounds, place),
     )
-    after = next_position(positions, run)
-    return EncodedClip(tokens, after, positions.max().item(), video=groups > 0, audio=sounds > 0)
+    last_run = int((run == run[-1]).sum())
+    return EncodedClip(
+        tokens,
+        next_position=positions[:, -last_run:].max().item() + 1,  # over all axes, as the stock code does
+        max_position=positions.max().item(),
+        video=groups > 0,
+        audio=sounds > 0,
+        origin=clock.origin,
+        last_run=last_run,
+    )
+
+
+def numbered(clip: EncodedClip, first: int) -> EncodedClip:
+    """Return a clip whose positions count its tokens from ``first`` on, on one axis without a clock (plain rotary)."""
+    n = len(clip.tokens)
+    positions = torch.arange(first, first + n, device=clip.tokens.features.device)
+    tokens = dataclasses.replace(clip.tokens, position_ids=positions[None])
+    return dataclasses.replace(clip, tokens=tokens, next_position=first + n, max_position=first + n - 1, origin=None)
 
 
 def _spread(seconds: np.ndarray, cells: int) -> Tensor:

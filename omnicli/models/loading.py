@@ -1,22 +1,22 @@
 """From a model's name to a loaded model. Never touches the network; only safetensors are read.
 
-A name is a short name, ``dummy:SIZE`` for random weights, a folder, or a hub id that is in the local hub cache. The
-family is found by the ``model_type`` in ``config.json``. Nothing here knows what is inside a family, nor which there
-are: short names and the names of random weights are the families' own (`OmniModel.short_names`, ``dummies``).
+A name is a short name, ``dummy:SIZE`` for random weights, a folder, or a hub id that is in the local hub cache; a short
+name or hub id may end in ``@REVISION``. The family is found by the ``model_type`` in ``config.json``. Not known here:
+what is inside a family, nor which there are: short names and the names of random weights are the families' own
+(`OmniModel.short_names`, ``dummies``).
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnicli import fingerprint, registry
 from omnicli.errors import ModelError, UnknownFamilyError, near_names
 from omnicli.lazy import torch
+from omnicli.models import checkpoint, hub
 
 if TYPE_CHECKING:
     from omnicli.models.base import OmniModel
@@ -35,6 +35,12 @@ DTYPES = {
 }
 """Names of number formats, and torch's."""
 
+DECLINED = {
+    "gemma4": "Gemma 4 tells the time of a frame as text between its pictures and that of sound not at all; "
+    "docs/models.md says what that rules out",
+}
+"""Model types that were looked at and cannot be a family, and why."""
+
 
 def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> OmniModel:
     """Load a model.
@@ -42,8 +48,8 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> O
     Parameters
     ----------
     name : str or Path
-        ``pocket``, another short name, a folder, a hub id in the local cache, or ``dummy:NAME[,layers=N][,scale=F]``
-        for the architecture with random weights (fewer layers, smaller widths).
+        ``pocket``, another short name, a folder, a hub id in the local cache, either with ``@REVISION`` or not, or
+        ``dummy:NAME[,layers=N][,scale=F]`` for the architecture with random weights (fewer layers, smaller widths).
     device : str
         ``auto`` is CUDA if there is one, else the CPU.
     dtype : str
@@ -60,8 +66,9 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> O
     if name.startswith("dummy:"):
         return _dummy(name, where, what)
     folder, revision = find_folder(name)
-    family = _family(name, _read_config(name, folder))
-    check_weights(name, folder)
+    family = find_family(name, folder)
+    checkpoint.check_settings(name, folder)
+    checkpoint.check_weights(name, folder)
     known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
     model = family.load(folder, name=name, revision=revision, device=where, dtype=what)
     model.fingerprint = known_by
@@ -102,14 +109,38 @@ def find_facts(name: str) -> tuple[Facts, str | None]:
         if size is None:
             raise
         return size[0].read(name, size[0].released(size[1])), size[1]
-    config = _read_config(name, folder)
-    for facts in registry.facts().values():
-        if config.get("model_type") in facts.model_types:
-            return facts.read(name, config, folder), None
+    config = checkpoint.read_config(name, folder)
+    checkpoint.check_settings(name, folder)
+    found = _facts(name, config, folder)
+    if found is not None:
+        return found, None
     _family(name, config)  # an unknown type is told as in loading
     raise UnknownFamilyError(
         f"{name}: no plan for model type {config.get('model_type')!r}: nothing is known without its code"
     )
+
+
+def _facts(name: str, config: dict[str, Any], folder: Path) -> Facts | None:
+    """Return what a checkpoint's settings say, None for a family of which nothing is known without its code."""
+    for facts in registry.facts().values():
+        if config.get("model_type") in facts.model_types:
+            try:
+                return facts.read(name, config, folder)
+            except ModelError as error:
+                raise ModelError(f"{error}{checkpoint.later_version(config)}") from None
+    return None
+
+
+def find_family(name: str, folder: Path) -> type[OmniModel]:
+    """Return the family of a checkpoint folder; `ModelError` if there is none for its ``model_type``."""
+    return _family(name, checkpoint.read_config(name, folder))
+
+
+def check_family(name: str, folder: Path) -> None:
+    """Raise `ModelError` if there is no family for a checkpoint folder; of the built-in ones nothing is imported."""
+    model_type = checkpoint.read_config(name, folder).get("model_type")
+    if not any(model_type in facts.model_types for facts in registry.facts().values()):
+        find_family(name, folder)
 
 
 def _released() -> list[str]:
@@ -166,52 +197,51 @@ def find_folder(name: str) -> tuple[Path, str]:
             raise ModelError("the pocket model is not in this installation; make it with: omni train pocket")
         return POCKET, "packaged"
     path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        there, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError) as error:  # no permission; a name that no file can have
+        raise ModelError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if is_folder:
         return path, "local"
-    looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
-    if looks_like_path or path.exists():
-        what = "is not a folder" if path.exists() else "does not exist"
+    if there or looks_like_path(name):
+        what = "is not a folder" if there else "does not exist"
         raise ModelError(f"{name} {what}; give a checkpoint folder with config.json and *.safetensors")
-    if "/" in name:
-        return _from_cache(name)
+    return hub.cached(name, *hub_id(name))
+
+
+def looks_like_path(name: str) -> bool:
+    """Tell whether a name can only be meant for a folder."""
+    base = name.partition("@")[0]
+    return name.startswith((".", "~", os.sep)) or base.count("/") > 1 or "\\" in name
+
+
+def hub_id(name: str) -> tuple[str, str | None]:
+    """Return the hub id that a short name or hub id stands for, and the revision behind its ``@``, if any.
+
+    Raises
+    ------
+    ModelError
+        There is no such name.
+    """
+    base, at, revision = name.partition("@")
+    if at and not revision:
+        raise ModelError(f"{name}: no revision behind the @")
+    if "/" in base:
+        return base, revision or None
     for facts in registry.facts().values():
-        if name.lower() in facts.short_names:
-            return _from_cache(facts.short_names[name.lower()])
+        if base.lower() in facts.short_names:
+            return facts.short_names[base.lower()], revision or None
+    if base == "pocket":
+        raise ModelError("the pocket model is a part of omni: it is not on the hub and has no revisions")
     dummies: list[str] = []
     unusable: list[ModelError] = []
     for family in _families("", unusable):
-        if name.lower() in family.short_names:
-            return _from_cache(family.short_names[name.lower()])
+        if base.lower() in family.short_names:
+            return family.short_names[base.lower()], revision or None
         dummies += [f"dummy:{dummy}" for dummy in family.dummies]
     if unusable:
         raise unusable[0]
-    raise ModelError(f"unknown model {name!r}{near_names(name, [*short_names(), *dummies])}")
-
-
-def _from_cache(hub_id: str) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(hub_id, local_files_only=True))
-    except HFValidationError:
-        raise ModelError(f"{hub_id!r} is neither a folder nor a hub id") from None
-    except (LocalEntryNotFoundError, OSError):
-        raise ModelError(f"{hub_id} is not in the local hub cache; get it with: hf download {hub_id}") from None
-    return folder, folder.name
-
-
-def _read_config(name: str, folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{name}: no config.json in {folder}; {_again(name)}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{name}: {file} cannot be read ({error.__class__.__name__}); {_again(name)}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{name}: {file} is not a model configuration; {_again(name)}")
-    return config
+    raise ModelError(f"unknown model {base!r}{near_names(base, [*short_names(), *dummies])}")
 
 
 def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
@@ -224,79 +254,11 @@ def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
         supported.extend(family.model_types)
     if unusable:
         raise unusable[0]
-    raise ModelError(f"{name}: model type {model_type!r} is not supported; supported: {', '.join(sorted(supported))}")
-
-
-def check_weights(name: str, folder: Path) -> None:
-    """Raise `ModelError` unless every safetensors file of a checkpoint is there in full length."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelError(f"{name}: {index} is damaged; {_again(name)}") from None
-    elif (folder / "model.safetensors").is_file():
-        files = ["model.safetensors"]
-    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise ModelError(f"{name}: {folder} holds no safetensors; other weight files are not read, convert them first")
-    else:
-        raise ModelError(f"{name}: no model.safetensors in {folder}; {_again(name)}")
-    missing = [f for f in files if not (folder / f).is_file()]
-    if missing:
-        raise ModelError(
-            f"{name}: {len(missing)} of {len(files)} weight files are missing, {missing[0]} first; {_again(name)}"
-        )
-    for file in files:
-        if not _is_complete(folder / file):
-            raise ModelError(f"{name}: {folder / file} is damaged or only partly downloaded; {_again(name)}")
-
-
-def count_weights(folder: Path, loads: Sequence[str] = ("",), skips: Sequence[str] = ()) -> int:
-    """Return how many values of a checkpoint's safetensors files are loaded, from their headers.
-
-    Parameters
-    ----------
-    loads : sequence of str
-        Prefixes of names; the first that occurs counts.
-    skips : sequence of str
-        Prefixes of names that are left out.
-    """
-    values = {
-        key: math.prod(tensor["shape"])
-        for file in folder.glob("*.safetensors")
-        if file.name.startswith("model")
-        for key, tensor in _header(file).items()
-        if key != "__metadata__" and not key.startswith(tuple(skips))
-    }
-    prefix = next((p for p in loads if any(key.startswith(p) for key in values)), "")
-    return sum(n for key, n in values.items() if key.startswith(prefix))
-
-
-def _header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as handle:
-        return json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-
-
-def _is_complete(file: Path) -> bool:
-    """Compare a safetensors file's size with what its header promises."""
-    size = file.stat().st_size
-    with file.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        if size < 8 or length > size - 8:
-            return False
-        try:
-            header = json.loads(handle.read(length))
-            promised = max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return False
-    return size == 8 + length + promised
-
-
-def _again(name: str) -> str:
-    if Path(name).expanduser().exists():
-        return "copy or download the checkpoint again"
-    hub_id = name if "/" in name else short_names().get(name.lower())
-    return f"get it with: hf download {hub_id}" if hub_id else "copy or download the checkpoint again"
+    why = f"{DECLINED[model_type]}; " if model_type in DECLINED else ""
+    raise ModelError(
+        f"{name}: model type {model_type!r} is not supported; {why}supported: {', '.join(sorted(supported))}"
+        f"{checkpoint.later_version(config)}"
+    )
 
 
 def _dummy(name: str, device: torch.device, dtype: torch.dtype) -> OmniModel:

@@ -21,8 +21,7 @@ in the picture. Not known here: files, methods.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,7 +43,6 @@ from omnicli.models.base import (
     EncodedClip,
     EncodedVideo,
     Grain,
-    ModelInput,
     OmniModel,
     Prompt,
 )
@@ -52,7 +50,6 @@ from omnicli.models.dummy import filled, unfilled_model
 from omnicli.models.facts.minicpm_o import AUDIO, FACTS, PIECE_S, VERSION
 from omnicli.models.mel import SILENCE
 from omnicli.models.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder
-from omnicli.types import MediaTokens
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -93,10 +90,10 @@ class MiniCPMO(OmniModel):
     ) -> None:
         self.parts, self.settings = parts.eval().requires_grad_(False), settings
         self.name, self.revision, self.folder = name, revision, folder
-        self._text, self.facts = parts.llm.model, settings.facts
+        self._text = parts.llm.model
         weight = parts.llm.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self._take(self.facts)
+        self._take(settings.facts)
         self.position_axes, self.nominal_fps = 1, 1.0
         self._see, self._hear = VisionEncoder(parts, settings), SoundTower(parts, settings)
         self.tokenizer: chat.TextTokenizer = chat.TextTokenizer(tokenizer)
@@ -114,6 +111,11 @@ class MiniCPMO(OmniModel):
         return cls(parts, settings, tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
 
     @classmethod
+    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """See `OmniModel.account`."""
+        return weights.account(weights.Settings.read(name, folder), shapes)
+
+    @classmethod
     def dummy(
         cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float
     ) -> MiniCPMO:
@@ -126,23 +128,6 @@ class MiniCPMO(OmniModel):
         return cls(parts, settings, tokenizer, name=name, revision="random")
 
     # ---- pictures and sound ----
-
-    def frame_size(
-        self,
-        width: int,
-        height: int,
-        n_frames: int | None = None,
-        *,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        max_video_tokens: int | None = None,
-    ) -> tuple[int, int]:
-        """See `OmniModel.frame_size`: the area of 448 x 448 in the picture's own shape, within the limits given.
-
-        Sides are rounded to whole patches, so the area may be a few per cent off. A frame has 64 tokens whatever its
-        size: a token budget cannot be met by smaller frames and changes nothing here.
-        """
-        return self.facts.frame_size(width, height, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
         """See `OmniModel.encode_video`; any number of frames in any call."""
@@ -181,14 +166,7 @@ class MiniCPMO(OmniModel):
         """See `OmniModel.assemble`. Second by second, its frames and then its sound; positions count tokens."""
         clock = layout.Clock(start_s, end_s, 0, self.positions_per_s, self.window_s, self.frame_group)
         clip = layout.assemble(video, np.asarray(frame_times, np.float64), audio, clock, self.device)
-        first = self._before(clip.video, clip.audio)
-        positions = torch.arange(first, first + len(clip.tokens), device=self.device)
-        return dataclasses.replace(
-            clip,
-            tokens=dataclasses.replace(clip.tokens, position_ids=positions[None]),
-            next_position=first + len(clip.tokens),
-            max_position=first + len(clip.tokens) - 1,
-        )
+        return layout.numbered(clip, self._before(clip.video, clip.audio))
 
     # ---- text ----
 
@@ -205,30 +183,11 @@ class MiniCPMO(OmniModel):
         """See `OmniModel.embed`."""
         return self._text.embed_tokens(ids)
 
-    def sequence(
-        self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
-    ) -> ModelInput:
-        """See `OmniModel.sequence`. A selection leaves gaps in the positions, as if all had been read."""
-        before, after = (torch.arange(ids.numel(), device=self.device) for ids in (prompt.before, prompt.after))
-        if clip is None:
-            embeds = self.embed(torch.cat([prompt.before, prompt.after]))
-            return ModelInput(embeds, torch.arange(len(embeds), device=self.device)[None], slice(0, 0), len(embeds))
-        media = clip.tokens if tokens is None else tokens
-        after += clip.next_position
-        embeds = torch.cat([self.embed(prompt.before), media.features.to(self.dtype), self.embed(prompt.after)])
-        position_ids = torch.cat([before, media.position_ids[0], after])[None]
-        span = slice(before.numel(), before.numel() + len(media))
-        return ModelInput(embeds, position_ids, span, clip.next_position + after.numel())
-
     # ---- layer loop ----
 
     def rope(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin (1, n, head_dim) of positions (1, n)."""
         return self._text.rotary_emb(self.parts.llm.lm_head.weight, position_ids)
-
-    def take(self, rope: tuple[Tensor, Tensor], index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """See `OmniModel.take`."""
-        return rope[0][:, index], rope[1][:, index]
 
     def layer(
         self, index: int, hidden: Tensor, rope: Any, cache: Any = None, last_attention: bool = False

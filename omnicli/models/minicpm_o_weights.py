@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,8 @@ if not transformers.__version__.startswith(TRANSFORMERS + "."):
 from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel, WhisperConfig  # noqa: E402
 from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
 
+from omnicli.models import checkpoint  # noqa: E402
+from omnicli.models.account import differences  # noqa: E402
 from omnicli.models.dummy import Shrink, byte_tokenizer  # noqa: E402
 from omnicli.models.facts.minicpm_o import (  # noqa: E402
     AUDIO,
@@ -223,22 +226,9 @@ def load_parts(name: str, folder: Path, settings: Settings, device: torch.device
 
     from omnicli.models.dummy import unfilled_model
 
-    wanted = {
-        key: tuple(value.shape) for key, value in unfilled_model(Parts, settings, "meta", dtype).state_dict().items()
-    }
-    found: dict[str, tuple[int, ...]] = {}
-    files = _files(folder)
-    for file in files:
-        with safe_open(file, "pt") as weights:
-            found |= {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    found = {key: shape for key, shape in found.items() if not key.startswith(IGNORED)}
-    for what, keys in (
-        ("are missing", wanted.keys() - found.keys()),
-        (f"are not MiniCPM-o {VERSION}'s", found.keys() - wanted.keys()),
-        ("have another shape than config.json says", {k for k in wanted.keys() & found if wanted[k] != found[k]}),
-    ):
-        if keys:
-            raise ModelError(f"{name}: {len(keys)} weights {what} in {folder}, the first is {min(keys)}")
+    files = checkpoint.weight_files(name, folder)
+    if problems := account(settings, checkpoint.all_shapes(name, folder)):
+        raise ModelError(f"{name}: in {folder} {problems[0]}")
     parts: Parts = unfilled_model(Parts, settings, device, dtype)
     state = parts.state_dict()
     with torch.no_grad():
@@ -250,11 +240,22 @@ def load_parts(name: str, folder: Path, settings: Settings, device: torch.device
     return parts
 
 
+def account(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return what is wrong with weights of these names and shapes; see `OmniModel.account`."""
+    from omnicli.models.dummy import unfilled_model
+
+    empty = unfilled_model(Parts, settings, "meta", torch.float32)
+    wanted = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
+    found = {key: shape for key, shape in shapes.items() if not key.startswith(IGNORED)}
+    other = {key for key in wanted.keys() & found.keys() if wanted[key] != found[key]}
+    return differences(wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
+
+
 def load_tokenizer(name: str, folder: Path) -> Any:
     """Load the checkpoint's tokenizer files as Qwen2's, which they are; the class they name is remote code."""
     try:
         tokenizer = transformers.Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise ModelError(f"{name}: no usable tokenizer in {folder} ({error.__class__.__name__})") from error
     if unknown := [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]:
         raise ModelError(f"{name}: no usable tokenizer in {folder} (it does not know {unknown[0]})")
@@ -270,13 +271,6 @@ def stop_settings(name: str, folder: Path) -> list[SimpleNamespace]:
     """Return what the folder's files say of ``eos_token_id``, for `omnicli.models.chat.stop_ids`."""
     files = [folder / "config.json", folder / "generation_config.json"]
     return [SimpleNamespace(eos_token_id=_read(name, file).get("eos_token_id")) for file in files if file.is_file()]
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [folder / "model.safetensors"]
-    return [folder / f for f in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
 
 
 def _read(name: str, file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ media. Not known here: files, methods.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from omnicli.errors import ModelError
-from omnicli.models import chat, layout
+from omnicli.models import chat, checkpoint, layout
 from omnicli.models.attention import causal_attention, last_query_attention
 from omnicli.models.base import (
     AudioEncoder,
@@ -82,6 +82,7 @@ class QwenOmni(OmniModel):
     joined_marks: ClassVar[bool]
     position_dtype: ClassVar[torch.dtype]
     sound_hop_s: ClassVar[float | None] = None
+    facts: QwenOmniFacts
 
     def __init__(
         self,
@@ -99,8 +100,7 @@ class QwenOmni(OmniModel):
         self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
         weight = thinker.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.facts = self.facts_class.read(name, config.to_dict(), folder)
-        self._take(self.facts)
+        self._take(self.facts_class.read(name, config.to_dict(), folder))
         self.position_axes = 3
         self._patch, self._merge, self._mel_bands = self.facts.patch, self.facts.merge, self.facts.mel_bands
         self.preprocessing = self.facts.pictures
@@ -121,9 +121,11 @@ class QwenOmni(OmniModel):
     def load(cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype) -> QwenOmni:
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
         with chat.quiet():
+            config = cls._config(name, folder)
             try:
                 loaded: Any = cls.thinker_class.from_pretrained(
                     folder,
+                    config=config,
                     dtype=dtype,
                     attn_implementation="sdpa",
                     local_files_only=True,
@@ -132,17 +134,42 @@ class QwenOmni(OmniModel):
                     **cls.load_options,
                 )
             except RuntimeError as error:
-                if "conversion of the weights" not in str(error) and "size mismatch" not in str(error):
+                problems = cls.account(name, folder, checkpoint.all_shapes(name, folder))
+                if not problems:
                     raise
-                raise ModelError(
-                    f"{name}: weights in {folder} are missing or do not fit its config.json; download it again"
-                ) from error
+                raise ModelError(f"{name}: in {folder} {problems[0]}") from error
             thinker, info = loaded
             tokenizer = chat.load_tokenizer(name, folder)
-        if missing := sorted(info["missing_keys"]):
+        missing = sorted(info["missing_keys"])
+        if missing == ["lm_head.weight"] and thinker.config.text_config.tie_word_embeddings:
+            thinker.lm_head.weight, missing = thinker.model.language_model.embed_tokens.weight, []
+        if missing:
             raise ModelError(f"{name}: {len(missing)} weights are missing in {folder}, the first is {missing[0]}")
         stop = chat.stop_ids(thinker.config, thinker.config.text_config, thinker.generation_config, tokenizer)
         return cls(thinker.to(device), tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
+
+    @classmethod
+    def _config(cls, name: str, folder: Path) -> Any:
+        """Return the stock configuration of a folder's thinker; `ModelError` if config.json is not one."""
+        from huggingface_hub.errors import StrictDataclassError
+
+        cls.facts_class.read(
+            name, checkpoint.read_config(name, folder), folder
+        )  # transformers fills gaps with the 7B's
+        try:
+            return cls.thinker_class.config_class.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ModelError(f"{name}: config.json in {folder} is not that of a {cls.family} ({reason})") from error
+
+    @classmethod
+    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """See `OmniModel.account`."""
+        from omnicli.models.account import by_stock_loader
+
+        kept = {key: shape for key, shape in shapes.items() if not key.startswith(cls.facts_class.skips)}
+        with chat.quiet():
+            return by_stock_loader(cls.thinker_class, cls._config(name, folder), kept)
 
     @classmethod
     def dummy(
@@ -158,21 +185,6 @@ class QwenOmni(OmniModel):
         """Return (stock thinker config, tokenizer) of ``size``, a value of ``dummies``; `ModelError` if unknown."""
 
     # ---- pictures ----
-
-    def frame_size(
-        self,
-        width: int,
-        height: int,
-        n_frames: int | None = None,
-        *,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        max_video_tokens: int | None = None,
-    ) -> tuple[int, int]:
-        """See `OmniModel.frame_size`; without a token budget the stock processor's sizes."""
-        return self.facts.frame_size(
-            width, height, n_frames, min_pixels=min_pixels, max_pixels=max_pixels, max_video_tokens=max_video_tokens
-        )
 
     @torch.no_grad()
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
@@ -316,10 +328,6 @@ class QwenOmni(OmniModel):
     def rope(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin (1, n, head_dim) of multi-axis positions (3, n)."""
         return self._text.rotary_emb(self.thinker.lm_head.weight, position_ids[:, None])
-
-    def take(self, rope: tuple[Tensor, Tensor], index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """See `OmniModel.take`."""
-        return rope[0][:, index], rope[1][:, index]
 
     def _queries(self, attn: Any, x: Tensor) -> Tensor:
         """Return queries (1, heads, n, head_dim) of (n, D), not rotated."""

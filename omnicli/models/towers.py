@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from omnicli.models.attention import received_attention
-from omnicli.models.base import KEYS, PAIR_SALIENCY, POOLED_SALIENCY, SALIENCY
+from omnicli.models.base import KEYS, PAIR_SALIENCY, POOLED_SALIENCY, SALIENCIES, SALIENCY
 
 
 def split(x: Tensor, span: tuple[int, int, int]) -> Tensor:
@@ -122,7 +122,7 @@ def sound_captures(
     """
     even = query.shape[2] // merge * merge
     saliency = keys = None
-    if capture & {SALIENCY, PAIR_SALIENCY, POOLED_SALIENCY}:
+    if capture & SALIENCIES:
         got = received_attention(query, key, scale)
         saliency = got[:, :even].unflatten(1, (-1, merge)).mean(2).flatten()
     if KEYS in capture:

@@ -78,13 +78,13 @@ def evaluate(
     from omnicli import pipeline
     from omnicli.config import load_config
     from omnicli.errors import UsageError
-    from omnicli.models.base import CAPTURES, KEYS
+    from omnicli.models.base import SALIENCIES
 
     configs = [load_config(name, list(overrides)) for name, overrides in presets]
     if any(config.media != configs[0].media for config in configs):
         raise UsageError("presets that sample differently cannot share an evaluation; run them one by one")
     needs = frozenset().union(*(config.compressor.needs for config in configs))
-    if len(needs & CAPTURES - {KEYS}) > 1:
+    if len(needs & SALIENCIES) > 1:
         raise UsageError("presets that need different saliencies cannot share an evaluation; run them one by one")
     tallies: list[dict[str, list[int]]] = [{} for _ in configs]
     wrong: list[list[str]] = [[] for _ in configs]

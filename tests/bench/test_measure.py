@@ -90,7 +90,7 @@ def test_medians_spread_and_factors(fake, film, model, three):
         "avoc": iter([99.0, 5.0, 5.0, 5.0]),
     }
     outcome = measure(film, three, "why?", model, repeat=3)
-    full, random, avoc = (rows.row(m, outcome.measured[0], model.depth) for m in outcome.measured)
+    full, random, avoc = (rows.row(m, outcome.measured[0]) for m in outcome.measured)
     found = full["seconds"]["prefill"]
     assert (found["median"], found["min"], found["max"], found["q1"], found["q3"]) == (10, 8, 30, 9, 20)
     assert found["values"] == [8, 10, 30]
@@ -120,7 +120,7 @@ def test_a_real_run_adds_up(film, model, three):
     for one in outcome.measured:
         assert min(abs(run.gap) for run in one.runs) < 0.05  # the least disturbed one of a few tenths of a second
         assert all(run.first_token_s <= run.wall_s for run in one.runs)
-    full = rows.row(outcome.measured[0], outcome.measured[0], model.depth)
+    full = rows.row(outcome.measured[0], outcome.measured[0])
     assert (full["agreement"], full["factor"]) == (1.0, {"prefill": 1.0, "time_to_first_token": 1.0})
     assert full["retention"] == {"door": 1.0, "layers": 1.0}
     assert full["flops"]["factor"] == 1
@@ -177,7 +177,7 @@ def test_one_variant_fails_and_the_others_go_on(film, model, three, monkeypatch,
     assert calls.count("random") == 2  # once it has failed it is left out
     assert (full.error, avoc.error) == (None, None)
     assert (len(full.runs), len(avoc.runs)) == (3, 3)
-    row = rows.row(random, full, model.depth)
+    row = rows.row(random, full)
     assert row["error"] == random.error[0] and "seconds" not in row
 
 
@@ -291,7 +291,7 @@ def test_the_same_sampling_and_a_greedy_answer_for_all():
 
 def test_retention_is_averaged_over_the_layers(film, model):
     outcome = measure(film, [variant("full"), variant("seats-10")], "why?", model, repeat=1)
-    row = rows.row(outcome.measured[1], outcome.measured[0], model.depth)
+    row = rows.row(outcome.measured[1], outcome.measured[0])
     encoded = sum(row["tokens"][m]["encoded"] for m in ("video", "audio"))
     ends = [first for first, _ in row["tokens"]["by_layer"][1:]] + [model.depth]
     read = sum((end - first) * n for (first, n), end in zip(row["tokens"]["by_layer"], ends, strict=True))

@@ -46,6 +46,7 @@ ANSWER: dict[str, Any] = {
             "audio": {"encoded": list, "kept": list},
         },
     },
+    "positions": {"largest": NUMBER, "trained": int, "time_scale": OPTIONAL},
     "stages": dict,
     "busy": dict,
     "wall_s": NUMBER,
@@ -71,7 +72,7 @@ PLAN: dict[str, Any] = {
         "text": int,
         "per_layer": int,
     },
-    "positions": {"largest": int, "trained": int},
+    "positions": {"largest": int, "trained": int, "time_scale": OPTIONAL},
     "bytes": dict.fromkeys(("weights", "encoders", "tokens", "kept", "kv", "prefill", "hidden", "frames"), int),
     "peak": {"host_bytes": int, "host_above_libraries_bytes": int, "device_bytes": OPTIONAL},
     "free": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},
@@ -81,6 +82,23 @@ PLAN: dict[str, Any] = {
     "changes": list,
 }
 PLAN_CHANGE: dict[str, Any] = {"change": str, "host_bytes": int, "device_bytes": OPTIONAL, "kept": int}
+
+DOCTOR: dict[str, Any] = {"schema": int, "usable": bool, "checks": list}
+DOCTOR_CHECK: dict[str, Any] = {
+    "name": str,
+    "status": str,
+    "found": str,
+    "remedy": str,
+    "details": (list, type(None)),
+}
+DOCTOR_MODEL: dict[str, Any] = {"name": str, "weights": str, "films": list}
+DOCTOR_FILM: dict[str, Any] = {
+    "seconds": int,
+    "fits": bool,
+    "host_bytes": OPTIONAL,
+    "device_bytes": OPTIONAL,
+    "problems": list,
+}
 
 BATCH: dict[str, Any] = {
     "error": (dict, type(None)),
@@ -92,8 +110,8 @@ BATCH: dict[str, Any] = {
 """What a row of `omni batch` has besides."""
 
 WITHOUT_ANSWER = (
-    "answer", "model", "media_used", "tokens", "stages", "busy", "time_to_first_token_s", "peak_memory", "flops",
-    "cached",
+    "answer", "model", "media_used", "tokens", "positions", "stages", "busy", "time_to_first_token_s", "peak_memory",
+    "flops", "cached",
 )  # fmt: skip
 """Null in a row that is not ok; ``wall_s`` may be."""
 

@@ -1,4 +1,4 @@
-"""`presets`, `methods`, `models`, `doctor`: what they list is what there is."""
+"""`presets`, `methods`, `models`: what they list is what there is; what memory there is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import pytest
 
 from omnicli import machine
-from omnicli.cli import doctor as room
 from omnicli.cli.answering import HONESTY, POCKET_FOLDER, honesty
 
 
@@ -95,51 +94,6 @@ def test_honesty_is_one_line():
     assert "\n" not in honesty()
     if not (POCKET_FOLDER / "card.json").is_file():
         assert honesty() == HONESTY
-
-
-def test_doctor_reports_every_check(omni):
-    result = omni("doctor", "--json")
-    value = json.loads(result.out)
-    assert result.code == (0 if value["usable"] else 1)
-    assert len(value["checks"]) == len(room.CHECKS)
-    for check in value["checks"]:
-        assert set(check) == {"name", "status", "found", "remedy"}
-        assert (check["status"] == "ok") == (check["remedy"] == "")
-    names = [c["name"] for c in value["checks"]]
-    assert names == [
-        "versions",
-        "torch pair",
-        "codecs",
-        "processor",
-        "memory",
-        "gpu",
-        "pocket model",
-        "presets",
-        "config file",
-        "hub cache",
-        "cache",
-    ]
-    assert "usable" in omni("doctor").out
-
-
-def test_doctor_gives_a_remedy_and_fails(omni, monkeypatch, tmp_path):
-    monkeypatch.setattr(room, "POCKET_FOLDER", tmp_path)
-    monkeypatch.setenv("OMNI_CONFIG", str(tmp_path / "none.yaml"))
-    result = omni("doctor")
-    assert result.code == 1
-    assert "omni train pocket" in result.out
-    assert "none.yaml" in result.out
-    assert "not usable" in result.out
-
-
-def test_doctor_survives_a_check_that_breaks(omni, monkeypatch):
-    def _check_nothing():
-        raise RuntimeError("broken\nbadly")
-
-    monkeypatch.setattr(room, "CHECKS", (_check_nothing,))
-    value = json.loads(omni("doctor", "--json").out)
-    assert value["checks"][0]["name"] == "nothing"
-    assert value["checks"][0]["status"] == "problem"
 
 
 @pytest.mark.parametrize(("limit", "used", "left"), [("1000", "400", 730), ("100", "400", 0)])

@@ -37,6 +37,7 @@ def make_answer(answer="yes", wall=2.0, **stages):
             "by_layer": [[0, 30]],
             "retention": 0.2,
         },
+        positions={"largest": 163, "trained": 131072, "time_scale": 1.0},
         stages={"decode_video": 1.0, "prefill": 0.5, "generate": 0.25, "other": 0.25, "compress": 0.0, **stages},
         busy={},
         wall_s=wall,

@@ -61,6 +61,7 @@ def make_row(**changes):
                 "audio": {"encoded": [10, 0, 10], "kept": [10, 0, 10]},
             },
         },
+        "positions": {"largest": 163, "trained": 131072, "time_scale": 1.0},
         "stages": {"encode_video": 1.5, "prefill": 0.25, "select_in_llm": 0.1, "other": 0.25},
         "busy": {"decode_video": 0.75},
         "wall_s": 2.0,

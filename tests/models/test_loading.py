@@ -10,7 +10,8 @@ import torch
 
 from omnicli.errors import ModelError
 from omnicli.models import loading
-from omnicli.models.loading import check_weights, load_model, resolve_device, resolve_dtype
+from omnicli.models.checkpoint import check_weights
+from omnicli.models.loading import load_model, resolve_device, resolve_dtype
 from tests import tiny
 
 
@@ -73,6 +74,13 @@ def test_another_architecture_is_refused(broken):
     assert "'llama' is not supported" in text and "qwen2_5_omni" in text
 
 
+def test_a_family_that_was_declined_says_why(broken):
+    folder = broken()
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma4"}))
+    text = message(folder)
+    assert "'gemma4' is not supported" in text and "docs/models.md" in text and "qwen2_5_omni" in text
+
+
 def test_half_downloaded_files_are_refused(broken):
     folder = broken("shards")
     shards = sorted(folder.glob("*.safetensors"))
@@ -103,8 +111,8 @@ def test_missing_tensors_are_refused(broken):
 def test_unknown_names_and_absent_weights(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert "did you mean qwen2.5-omni-7b" in message("qwen25-omni-7b")
-    assert "hf download Qwen/Qwen2.5-Omni-7B" in message("Qwen2.5-Omni-7B")
-    assert "hf download some/model" in message("some/model")
+    assert "omni models pull Qwen2.5-Omni-7B" in message("Qwen2.5-Omni-7B")
+    assert "omni models pull some/model" in message("some/model")
     monkeypatch.setattr(loading, "POCKET", tmp_path)
     assert "omni train pocket" in message("pocket")
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from omnicli.errors import ModelError
+from omnicli.llm.kv import KVCache
+from omnicli.llm.prefill import prefill
+from omnicli.models import loading
 from omnicli.models.facts.qwen2_5_omni import FACTS
-from omnicli.types import Modality, Selection
+from omnicli.models.loading import load_model
+from omnicli.types import Modality
 from tests import tiny
 
 BOTH = frozenset({"saliency", "keys"})
@@ -47,13 +54,6 @@ def test_pairs_are_exact_borders_and_others_are_not(omni):
     split = torch.cat([omni.encode_video(pictures[:3]).features, omni.encode_video(pictures[3:]).features])
     assert (whole - pairs).abs().max() < 1e-5
     assert (whole - split[: len(whole)]).abs().max() > 0.01
-
-
-def test_an_odd_last_frame_is_repeated(omni):
-    pictures = tiny.frames(3)
-    assert torch.equal(
-        omni.encode_video(pictures).features, omni.encode_video(torch.cat([pictures, pictures[-1:]])).features
-    )
 
 
 def reference_saliency(omni, pictures, pair=1, pooled=False):
@@ -152,14 +152,6 @@ def test_the_global_maximum_matters_and_the_running_one_is_near(omni):
     assert (exact[:50] - running[:50]).abs().max() > 0.01  # before it the floor differs
 
 
-def test_block_sizes_do_not_matter(omni):
-    samples = tiny.sound(5.3)
-    peak = omni.measure_log_mel_max([samples])
-    first = torch.cat([p.features for p in feed_all(omni, samples, peak, batch_s=2.0, block=777)])
-    second = torch.cat([p.features for p in feed_all(omni, samples, peak, batch_s=30.0, block=len(samples))])
-    assert (first - second).abs().max() < 1e-5
-
-
 def test_sound_saliency_is_one_on_average_per_window(omni):
     samples = tiny.sound(4.0)
     pieces = feed_all(omni, samples, omni.measure_log_mel_max([samples]), capture=BOTH)
@@ -226,71 +218,7 @@ def test_far_apart_pairs_stay_whole_and_in_their_block(omni):
     assert runs == [15, 200, 15, 200, 15, 200]
 
 
-def test_a_clip_from_second_600_counts_from_its_start(omni):
-    pictures, samples, times = tiny.frames(8), tiny.sound(5.0), np.arange(8) * 0.5
-    early = tiny.encode(omni, pictures, times, samples)
-    late = tiny.encode(omni, pictures, times + 601, samples, start_s=601.0)
-    assert torch.equal(early.tokens.position_ids, late.tokens.position_ids)
-    assert torch.equal(early.tokens.features, late.tokens.features)
-    assert torch.allclose(late.tokens.start_s - 601, early.tokens.start_s)
-    assert torch.equal(late.tokens.window, torch.floor(late.tokens.start_s / 2).long())
-
-
-def test_captures_follow_their_tokens(omni):
-    clip = tiny.encode(omni, tiny.frames(4), np.arange(4) / 2, tiny.sound(2.0), capture=BOTH)
-    video = clip.tokens.indices(Modality.VIDEO)
-    direct = omni.encode_video(tiny.frames(4), BOTH)
-    assert torch.equal(clip.tokens.saliency[video], direct.saliency)
-    assert torch.equal(clip.tokens.keys[video], direct.keys)
-    assert clip.tokens.row[video][:15].tolist() == [0] * 5 + [1] * 5 + [2] * 5
-    assert clip.tokens.col[clip.tokens.indices(Modality.AUDIO)].unique().tolist() == [-1]
-
-
-def test_nothing_to_assemble_and_wrong_times_are_errors(omni):
-    with pytest.raises(ValueError, match="nothing"):
-        omni.assemble([], [], [])
-    with pytest.raises(ValueError, match="frame times"):
-        omni.assemble([omni.encode_video(tiny.frames(4))], [0.0], [])
-
-
 # ---- text ----
-
-
-def test_the_question_span_holds_exactly_the_question(omni):
-    for question in ("Who speaks last?", "assistant", "Wie heißt das Wort? 🔔"):
-        prompt = omni.prompt(question, video=True, audio=True)
-        assert omni.tokenizer.decode(prompt.after[prompt.question]) == question
-        assert omni.query(prompt).embeddings.shape == (len(question.encode()), 64)
-
-
-def test_history_comes_before_the_question(omni):
-    prompt = omni.prompt("two", video=True, audio=False, history=[("one", "1")])
-    text = omni.tokenizer.hf.decode(prompt.after)
-    assert text.index("one") < text.index("<|im_start|>assistant\n1<|im_end|>") < text.index("two")
-    assert torch.equal(prompt.before, omni.prompt("x", video=True, audio=False).before)
-
-
-def test_a_preface_stands_before_the_first_question_and_is_no_part_of_it(omni):
-    plain = omni.prompt("two", video=True, audio=True)
-    prompt = omni.prompt("two", video=True, audio=True, preface="two, they said\n")
-    assert omni.tokenizer.decode(prompt.after[prompt.question]) == "two" == prompt.text
-    assert torch.equal(prompt.before, plain.before)
-    behind = prompt.after.numel() - prompt.question.start
-    assert torch.equal(prompt.after[-behind:], plain.after[-behind:])
-    later = omni.prompt("two", video=True, audio=True, preface="said\n", history=[("one", "1")])
-    assert "said\none<|im_end|>" in omni.tokenizer.hf.decode(later.after)
-
-
-def test_a_selection_keeps_positions_and_the_text_behind_it(omni):
-    clip = tiny.encode(omni, tiny.frames(8), np.arange(8) / 2, tiny.sound(4.0))
-    prompt = omni.prompt("q", video=True, audio=True)
-    keep = torch.arange(0, len(clip.tokens) - 60, 3)
-    whole, part = omni.sequence(prompt, clip), omni.sequence(prompt, clip, clip.tokens.select(Selection(keep)))
-    first = whole.media_span.start
-    assert torch.equal(part.position_ids[:, part.media_span], whole.position_ids[:, keep + first])
-    n = prompt.after.numel()
-    assert torch.equal(part.position_ids[:, -n:], whole.position_ids[:, -n:])
-    assert part.next_position == whole.next_position
 
 
 def test_frame_sizes_follow_the_stock_processor(omni):
@@ -298,3 +226,70 @@ def test_frame_sizes_follow_the_stock_processor(omni):
     assert omni.frame_size(640, 480) == (476, 644)
     assert omni.frame_size(1280, 720, max_pixels=256 * 784) == (336, 588)
     assert omni.frame_size(1280, 720, 3600, max_video_tokens=128_000) == (224, 420)
+
+
+# ---- checkpoints of both released depths ----
+
+
+DEPTHS = {"3b": {"layers": 36, "heads": 4, "kv_heads": 1}, "7b": {"layers": 28, "heads": 4, "kv_heads": 2}}
+"""Depths as published; widths are tiny."""
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Return a function that writes a checkpoint of a size: full or thinker only, its output tied to its input or not.
+
+    ``tied``: None, or which part of the configuration says so; the file then has no lm_head.
+    """
+    root, made = tmp_path_factory.mktemp("released"), {}
+
+    def write(size, full, tied=None):
+        if (key := f"{size}-{full}-{tied}") not in made:
+            folder = made[key] = tiny.build(root / key, full=full, **DEPTHS[size])
+            told = json.loads((folder / "config.json").read_text())
+            inner = told["thinker_config"] if full else told
+            if tied:
+                (inner["text_config"] if tied == "text_config" else inner)["tie_word_embeddings"] = True
+                weights = load_file(folder / "model.safetensors")
+                del weights["thinker.lm_head.weight" if full else "lm_head.weight"]
+                save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            (folder / "config.json").write_text(json.dumps(told))
+        return made[key]
+
+    return write
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("tied", [None, "text_config", "thinker_config"])
+@pytest.mark.parametrize("size", sorted(DEPTHS))
+def test_checkpoints_of_both_depths_load(released, size, full, tied):
+    omni = load_model(released(size, full, tied), device="cpu")
+    dims = DEPTHS[size]
+    assert (omni.depth, omni.heads, omni.kv_heads) == (dims["layers"], dims["heads"], dims["kv_heads"])
+    expected = tiny.thinker(**dims)[0].state_dict()
+    table = "model.language_model.embed_tokens.weight"
+    if tied:
+        expected["lm_head.weight"] = expected[table]
+    got = omni.thinker.state_dict()
+    assert got.keys() == expected.keys() and all(torch.equal(got[k], expected[k]) for k in expected)
+    assert (got["lm_head.weight"].data_ptr() == got[table].data_ptr()) == bool(tied)
+    weights = loading.count_weights(released(size, full, tied), omni.facts.loads, omni.facts.skips)
+    assert weights == sum(p.numel() for p in omni.thinker.parameters())  # what a plan counts
+    given = omni.sequence(omni.prompt("q", video=False, audio=False))
+    cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=80)
+    logits = prefill(omni, given.embeds, given.position_ids, cache).logits
+    with torch.no_grad():
+        stock = omni.thinker.model.language_model(
+            inputs_embeds=given.embeds[None], position_ids=given.position_ids[:, None], use_cache=False
+        )
+    assert (logits - stock.last_hidden_state[0, -1] @ expected["lm_head.weight"].T).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_missing_output_that_nothing_ties_is_refused(released, full):
+    folder = released("3b", full, "text_config")
+    told = json.loads((folder / "config.json").read_text())
+    (told["thinker_config"] if full else told)["text_config"]["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match=r"1 weights are missing in .*, the first is lm_head\.weight"):
+        load_model(folder, device="cpu")

@@ -15,7 +15,7 @@ from omnicli.errors import ModelError
 from omnicli.models.facts.qwen3_omni_moe import FACTS
 from omnicli.models.loading import load_model
 from omnicli.models.mel import LogMel, log_mel_maximum, mel_frame_count
-from omnicli.types import Modality, Selection
+from omnicli.types import Modality
 from tests import tiny_qwen3 as tiny
 
 BOTH = frozenset({"saliency", "keys"})
@@ -99,11 +99,6 @@ def test_streamed_pictures_and_their_deepstack_levels_equal_the_stock_tower(omni
         assert level.std() > 0.05
         assert (got - level).abs().max() < 1e-5
     assert (levels[0] - levels[1]).abs().max() > 0.1
-
-
-def test_an_odd_last_frame_is_repeated(omni):
-    one, two = omni.encode_video(tiny.frames(3)), omni.encode_video(torch.cat([tiny.frames(3), tiny.frames(3)[-1:]]))
-    assert torch.equal(one.features, two.features) and torch.equal(one.layer_features, two.layer_features)
 
 
 def reference_saliency(omni, pictures, pair=1, pooled=False):
@@ -232,14 +227,6 @@ def test_a_sound_too_short_for_a_frame_gives_no_token(omni):
     assert sum(len(p.features) for p in feed_all(omni, tiny.sound(0.0125), None)) == 1  # stock code refuses these
 
 
-def test_batches_do_not_matter(omni):
-    samples = tiny.sound(26.4)
-    peak = omni.measure_log_mel_max([samples])
-    first = torch.cat([p.features for p in feed_all(omni, samples, peak, batch_s=8.0)])
-    second = torch.cat([p.features for p in feed_all(omni, samples, peak, batch_s=30.0, block=len(samples))])
-    assert (first - second).abs().max() < 1e-5
-
-
 def test_sound_saliency_and_keys_are_one_to_one_with_the_stock_attention(omni):
     samples = tiny.sound(11.3)
     made, tower, seen = tiny.mel(samples), omni.thinker.model.audio_tower, {}
@@ -326,38 +313,6 @@ def test_thirteen_tokens_cover_a_second_and_the_next_begins_anew(omni):
     assert torch.allclose(start, torch.arange(3.0).double()[:, None] + 0.08 * torch.arange(13).double())
     assert torch.allclose(end[:, -1], torch.arange(1.0, 4.0).double())
     assert torch.allclose(end[:, :-1], start[:, 1:])
-
-
-def test_a_clip_from_second_600_counts_from_its_start(omni):
-    pictures, samples, times = tiny.frames(8), tiny.sound(5.0), np.arange(8) * 0.5
-    early = tiny.encode(omni, pictures, times, samples)
-    late = tiny.encode(omni, pictures, times + 601, samples, start_s=601.0)
-    assert torch.equal(early.tokens.position_ids, late.tokens.position_ids)
-    assert torch.equal(early.tokens.layer_features, late.tokens.layer_features)
-    assert torch.allclose(late.tokens.start_s - 601, early.tokens.start_s)
-
-
-def test_captures_and_deepstack_rows_follow_their_tokens(omni):
-    clip = tiny.encode(omni, tiny.frames(4), np.arange(4) / 2, tiny.sound(2.0), capture=BOTH)
-    video, audio = (clip.tokens.indices(m) for m in (Modality.VIDEO, Modality.AUDIO))
-    direct = omni.encode_video(tiny.frames(4), BOTH)
-    assert torch.equal(clip.tokens.saliency[video], direct.saliency)
-    assert torch.equal(clip.tokens.keys[video], direct.keys)
-    assert torch.equal(clip.tokens.layer_features[:, video], direct.layer_features)
-    assert not clip.tokens.layer_features[:, audio].any()
-    assert clip.tokens.row[video][:15].tolist() == [0] * 5 + [1] * 5 + [2] * 5
-
-
-def test_a_selection_keeps_positions_and_the_text_behind_it(omni):
-    clip = tiny.encode(omni, tiny.frames(8), np.arange(8) / 3, tiny.sound(2.0))
-    prompt = omni.prompt("q", video=True, audio=True)
-    keep = torch.arange(0, len(clip.tokens) - 10, 3)
-    whole, part = omni.sequence(prompt, clip), omni.sequence(prompt, clip, clip.tokens.select(Selection(keep)))
-    first = whole.media_span.start
-    assert torch.equal(part.position_ids[:, part.media_span], whole.position_ids[:, keep + first])
-    n = prompt.after.numel()
-    assert torch.equal(part.position_ids[:, -n:], whole.position_ids[:, -n:])
-    assert part.next_position == whole.next_position
 
 
 # ---- text ----

@@ -317,10 +317,10 @@ OTHER = {
 }  # fmt: skip
 
 
-def test_every_media_setting_but_the_subtitles_is_in_the_key(film, model):
-    text = {"subtitles": "auto", "subtitle_tokens": 7}
-    assert {*OTHER, *text} == {f.name for f in dataclasses.fields(MediaConfig)}
-    assert key(film, model, settings=MediaConfig(**text)) == key(film, model)
+def test_every_media_setting_but_those_of_the_prompt_is_in_the_key(film, model):
+    late = {"subtitles": "auto", "subtitle_tokens": 7, "time_scale": 0.5}
+    assert {*OTHER, *late} == {f.name for f in dataclasses.fields(MediaConfig)}
+    assert key(film, model, settings=MediaConfig(**late)) == key(film, model)
     keys = [key(film, model)] + [key(film, model, settings=MediaConfig(**{k: v})) for k, v in OTHER.items()]
     assert len(set(keys)) == len(keys)
 

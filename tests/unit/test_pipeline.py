@@ -186,7 +186,7 @@ def test_what_does_not_fit_the_context_is_refused_with_the_knobs_that_help(folde
 
 def test_positions_beyond_what_the_model_was_trained_on_are_warned_of(folder, model, monkeypatch):
     monkeypatch.setattr(model, "max_position", 80)
-    settings = ("method=random", "random.tokens=8")
+    settings = ("method=random", "random.tokens=8", "media.time_scale=off")
     (answer,) = ask(folder / "film.mp4", model, *settings, questions=["?"])
     assert any("was trained up to 80" in line for line in answer.warnings), answer.warnings
 

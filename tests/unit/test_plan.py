@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 from omnicli import fit, machine, registry
 from omnicli import plan as planning
 from omnicli.config import list_presets, load_config
-from omnicli.errors import MediaError, MemoryLimitError, ModelError, UnknownFamilyError
+from omnicli.errors import ConfigError, MediaError, MemoryLimitError, ModelError, UnknownFamilyError
 from omnicli.media.probe import probe
 from omnicli.models import loading
 from tests import tiny, tiny_minicpm, tiny_qwen3
@@ -94,6 +95,36 @@ def test_tokens_positions_and_weights_are_those_of_the_run(models, film, kind, s
     assert item < plan.parts["tokens"] < 1.5 * item + 64 * len(clip.tokens)
 
 
+@pytest.mark.parametrize(("kind", "trained"), [("qwen2.5", 300), ("qwen3", 100), ("minicpm", 100)])
+@pytest.mark.parametrize("wanted", ["auto", "off", "0.25"])
+def test_positions_in_a_smaller_range_are_those_of_the_run(models, film, tmp_path, kind, trained, wanted, room):
+    from omnicli import pipeline
+
+    folder = shutil.copytree(models[kind], tmp_path / kind)
+    told = json.loads((folder / "config.json").read_text())
+    told.get("text_config", told)["max_position_embeddings"] = trained
+    (folder / "config.json").write_text(json.dumps(told))
+    settings = config(folder, "full", "method=random", "random.tokens=8", "generate.max_new_tokens=4",
+                      f"media.time_scale={wanted}")  # fmt: skip
+    if kind == "minicpm" and wanted == "0.25":
+        with pytest.raises(ConfigError, match=r"media\.time_scale: positions of .* count tokens"):
+            planning.make_plan(probe(film), settings)
+        return
+    plan, model = planning.make_plan(probe(film), settings), loading.load_model(folder, "cpu")
+    answer = pipeline.ask(film, ["Who?"], settings, model)[0]
+    before = len(model.prompt("", video=True, audio=True).before)
+    fitted = wanted == "auto" and kind != "minicpm"
+    shift = 0 if fitted else before - planning.MARKS  # fitted into the same range, whatever stands before
+    assert abs(plan.position + shift - answer.positions["largest"]) <= 2
+    assert plan.trained == answer.positions["trained"] == trained
+    found = planning.to_dict(probe(film), settings, plan, [])["positions"]
+    if wanted == "auto" and kind != "minicpm":
+        assert found["time_scale"] < 1 and answer.positions["time_scale"] < 1
+    else:
+        assert found["time_scale"] == answer.positions["time_scale"]
+        assert found["time_scale"] == {"auto": None, "off": None if kind == "minicpm" else 1.0, "0.25": 0.25}[wanted]
+
+
 @pytest.mark.parametrize(
     "preset", ["full", "avoc-10", "seats-25", "dycoke-35", "omnizip-35", "divprune-25", "avoc-seats"]
 )
@@ -154,7 +185,11 @@ def test_an_hour_of_full_tokens_is_refused_and_the_remedy_fits(film, room):
     room(host=200 * GIB)
     settings = config("qwen2.5-omni-7b")
     plan = planning.make_plan(info, settings)
-    assert plan.encoded[1] == 90_000 and plan.position > plan.trained
+    assert (
+        plan.encoded[1] == 90_000 and plan.position < plan.trained and plan.time_scale == pytest.approx(0.34, abs=1e-3)
+    )
+    off = planning.make_plan(info, config("qwen2.5-omni-7b", "full", "media.time_scale=off"))
+    assert off.position > off.trained and off.time_scale == 1
     assert not plan.fits and "context of qwen2.5-omni-7b, 32,768" in plan.problems[0]
     found = fit.changes(info, settings, plan)
     assert found[0].text == "--preset avoc" and all(c.plan.fits for c in found) and len(found) <= 3

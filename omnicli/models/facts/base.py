@@ -122,6 +122,8 @@ class Facts(abc.ABC):
     """Seconds of sound encoded at once."""
     positions_per_s_of_sound: ClassVar[float] = 50.0
     """Positions of the sound tower's transformer per second."""
+    clocked: ClassVar[bool] = True
+    """Whether positions follow time; else they count tokens."""
     through_host: ClassVar[bool] = True
     """Whether weights pass through host memory as a whole on their way to a device."""
 
@@ -152,6 +154,8 @@ class Facts(abc.ABC):
             return cls._read(config, pictures)
         except (KeyError, TypeError) as error:
             raise ModelError(f"{name}: config.json is not that of a {cls.family}: no {error}") from None
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"{name}: its settings are not those of a {cls.family} ({error})") from None
 
     @classmethod
     @abc.abstractmethod

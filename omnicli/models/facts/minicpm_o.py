@@ -87,6 +87,7 @@ class MiniCPMOFacts(Facts):
     dummies: ClassVar[dict[str, str]] = {"minicpm-o-4.5": VERSION}
     parameters: ClassVar[dict[str, int]] = {VERSION: 9_024_091_376}
     through_host: ClassVar[bool] = False
+    clocked: ClassVar[bool] = False
     skips: ClassVar[tuple[str, ...]] = IGNORED
 
     queries: int = QUERIES

@@ -57,6 +57,7 @@ class Qwen3OmniMoeFacts(QwenOmniFacts):
     dummies: ClassVar[dict[str, str]] = {"qwen3-omni-30b": "30b"}
     positions_per_s_of_sound: ClassVar[float] = float(TOKENS_PER_SECOND)
     parameters: ClassVar[dict[str, int]] = {"30b": 31_719_205_488}
+    skips: ClassVar[tuple[str, ...]] = ("talker.", "code2wav.")
     defaults: ClassVar[Preprocessing] = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 128 * 32 * 32, 768 * 32 * 32)
 
     @classmethod
