@@ -38,10 +38,9 @@ def command(row: Row) -> str:
     for key in ("model", "device", "dtype"):
         if config[key] is not None:
             words += [f"--{key}", config[key]]
-    if config.get("quantize", "none") != base.get("quantize", "none"):
-        words += ["--quantize", config["quantize"]]
-    if config.get("offload", False) != base.get("offload", False):
-        words += ["--offload"] if config["offload"] else ["--set", "offload=false"]
+    for key, plain in (("quantize", "none"), ("offload", False)):
+        if config.get(key, plain) != base.get(key, plain):
+            words += ["--set", f"{key}={_typed(config[key])}"]
     for key, value in settings(config, base):
         words += ["--set", f"{key}={_typed(value)}"]
     if row.get("evidence"):

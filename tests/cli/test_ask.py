@@ -240,7 +240,7 @@ def test_weights_in_few_bits(ask, kind):
     assert value["model"]["quantize"] == value["config"]["quantize"] == kind and not value["config"]["offload"]
     from omnicli.report import repeat
 
-    assert f"--quantize {kind}" in repeat.command(value)
+    assert f"--set quantize={kind}" in repeat.command(value)
     assert f"LLM in {kind})" in ask("Who?", "--quantize", kind).err and "LLM in" not in ask("Who?").err
 
 

@@ -36,7 +36,7 @@ def make_row(**changes):
         "question": "What is shown?",
         "answer": "a ramp",
         "status": "ok",
-        "model": {"name": "tiny", "revision": "local", "dtype": "float32", "device": "cpu"},
+        "model": {"name": "tiny", "revision": "local", "dtype": "float32", "device": "cpu", "quantize": "none"},
         "preset": "avoc",
         "config": load_config("avoc").to_dict(),
         "media_used": {
@@ -202,7 +202,7 @@ def test_nothing_that_a_row_holds_becomes_markup(where):
 
 def test_inner_values_are_escaped_too():
     row = make_row(warnings=[EVIL], versions={EVIL: EVIL}, stages={EVIL: 1.0}, busy={EVIL: 1.0})
-    row["model"] = {"name": EVIL, "dtype": EVIL, "device": EVIL}
+    row["model"] = {"name": EVIL, "dtype": EVIL, "device": EVIL, "quantize": EVIL}
     row["evidence"] = [{"start_s": 0, "end_s": 1, "score": None, "modality": EVIL}]
     row["config"] = {**row["config"], "params": {EVIL: EVIL}, "model": EVIL}
     row |= {"expected": EVIL, "correct": False, "choices": [EVIL], "choice": EVIL}
