@@ -22,7 +22,7 @@ from omnicli.ahead import ahead
 from omnicli.errors import MediaError
 from omnicli.media import audio, sampling
 from omnicli.media.container import DecodeStats
-from omnicli.media.pieces import Decoder, Here, PictureStream, Piece, SoundStream
+from omnicli.media.pieces import Decoder, PictureStream, Piece, SoundStream
 from omnicli.models.base import EncodedAudio, EncodedClip, EncodedVideo, OmniModel
 from omnicli.types import MediaUsed
 
@@ -114,44 +114,29 @@ class Decoding:
             yield sense, found[1]
 
 
-def encode(
-    info: MediaInfo,
-    settings: MediaConfig,
-    model: OmniModel,
-    *,
-    capture: frozenset[str],
-    clock: StageClock,
-    progress: Progress,
-    decoder: Decoder | None = None,
-    decoding: Decoding | None = None,
-) -> Encoded:
-    """Decode and encode the chosen span of a file.
+def encode(decoding: Decoding, *, capture: frozenset[str], progress: Progress) -> Encoded:
+    """Encode a film as it is decoded, and close its decoding.
 
     Parameters
     ----------
-    info : MediaInfo
-        From `probe`.
     capture : frozenset of str
         What the encoders shall compute besides (`omnicli.models.base.CAPTURES`).
-    decoder : Decoder
-        Where the film is decoded; None: here.
-    decoding : Decoding
-        The same, begun before, with this clock.
 
     Raises
     ------
     MediaError
         Nothing to encode in the span, or sound was insisted on and there is none.
     """
-    with decoding or Decoding(info, settings, model, clock, decoder or Here()) as begun:
+    film, sound = decoding.film, decoding.sound
+    info, settings, model, clock, (start, end) = film.info, film.settings, film.model, film.clock, film.span
+    with decoding:
         with clock.stage("load"):
             model.work("encoders")
-        film, sound = begun.film, begun.sound
-        _run(begun, [begun.pictures, sound], capture, progress)
-        if begun.pictures.torn:
-            begun.again()
-            _run(begun, [begun.pictures], capture, progress)
-        pictures, (start, end) = begun.pictures, film.span
+        _run(decoding, [decoding.pictures, sound], capture, progress)
+        if decoding.pictures.torn:
+            decoding.again()
+            _run(decoding, [decoding.pictures], capture, progress)
+    pictures = decoding.pictures
     times, pieces, sounds = pictures.times, pictures.pieces, sound.pieces
     if not sounds and (settings.require_audio or settings.audio == "on"):
         raise MediaError(

@@ -23,11 +23,11 @@ from omnicli.types import Answer, MediaTokens, Modality, Selection
 if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
     from omnicli.config import Config
+    from omnicli.film import Film
     from omnicli.llm.decode import Generation
     from omnicli.llm.prefill import PrefillResult
     from omnicli.llm.watch import Watch
     from omnicli.models.base import EncodedClip, OmniModel
-    from omnicli.pipeline import Film
     from omnicli.timing import Times
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,36 +10,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from omnicli import facts, timescale
-from omnicli.encode import Decoding, Encoded, Progress, encode
 from omnicli.errors import MemoryLimitError
 from omnicli.evidence import layers as middle
+from omnicli.film import Film, look
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.reader import Reader
 from omnicli.llm.watch import Watch
-from omnicli.media import subtitles
-from omnicli.media.probe import MediaInfo, probe
-from omnicli.models.base import CAPTURES, EncodedClip, OmniModel
-from omnicli.timing import StageClock, Times
+from omnicli.timing import StageClock
 from omnicli.types import Answer, Modality
 
 if TYPE_CHECKING:
     from omnicli.cache import Cache
     from omnicli.config import Config
-    from omnicli.media.pieces import Decoder
-    from omnicli.settings import MediaConfig
+    from omnicli.encode import Progress
+    from omnicli.media.probe import MediaInfo
+    from omnicli.models.base import EncodedClip, OmniModel
 
 OnText = Callable[[int, str], None]
-
-
-@dataclass(frozen=True)
-class Film:
-    """One file, decoded and encoded (``times``: what that took), and the text to put before questions about it."""
-
-    info: MediaInfo
-    media: Encoded
-    times: Times
-    cached: bool = False
-    preface: str = ""
 
 
 def ask(
@@ -86,33 +72,6 @@ def ask(
 
 
 @torch.inference_mode()
-def look(
-    source: str | Path | MediaInfo | Decoding, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
-    progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None, cache: Cache | None = None,
-    decoder: Decoder | None = None,
-) -> Film:  # fmt: skip
-    """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept.
-
-    ``source`` may be the film's decoding, begun before; ``decoder``: where it is decoded otherwise, None: here.
-    """
-    begun = source if isinstance(source, Decoding) else None
-    source = source.film.info if isinstance(source, Decoding) else source
-    clock, capture = clock or StageClock(cuda=model.device.type == "cuda"), needs & CAPTURES
-    entry = cache and cache.entry(source, settings, capture, model, clock)
-    kept = entry.read() if entry else None
-    with clock.stage("probe"):
-        info = kept[0] if kept else source if isinstance(source, MediaInfo) else probe(source)
-        preface, notes = subtitles.preface(info, settings, lambda text: len(model.tokenizer.encode(text)))
-    media = kept[1] if kept else encode(
-        info, settings, model, capture=capture, clock=clock, progress=progress, decoder=decoder, decoding=begun
-    )  # fmt: skip
-    if entry and not kept:
-        entry.write(info, media)
-    media = replace(media, warnings=(*media.warnings, *notes))
-    return Film(info, media, clock.report(), cached=kept is not None, preface=preface)
-
-
-@torch.inference_mode()
 def answer(
     film: Film, question: str, config: Config, model: OmniModel, *,
     reader: Reader | None = None, last: bool = False, history: Sequence[tuple[str, str]] = (), evidence: bool = False,
@@ -150,11 +109,10 @@ def answer(
         )  # fmt: skip
     with clock.stage("generate"):
         text = generate(model, kv, read.logits, sequence.next_position, options, watch=watch)
-        pieces = (piece for piece in text)
-        first = next(pieces, "")
+        first = next(iter(text), "")
         first_s = clock.elapsed()
         on_text(first)
-        for piece in pieces:
+        for piece in text:
             on_text(piece)
     return facts.answer(
         film, question, config, model, clip=clip, prompt_length=length, kept=kept, selection=selection, read=read,

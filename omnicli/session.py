@@ -48,7 +48,7 @@ class Session:
     source : str, Path or MediaInfo
         The file, or what `probe` found in it.
     clock, cache
-        See `omnicli.pipeline.look`.
+        See `omnicli.film.look`.
 
     Attributes
     ----------

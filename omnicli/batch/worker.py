@@ -27,7 +27,7 @@ from omnicli.encode import Decoding
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError
 from omnicli.fit import smaller
 from omnicli.llm.reader import Reader
-from omnicli.media.pieces import Here
+from omnicli.media.pieces import HERE
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.loading import load_model
 from omnicli.timing import StageClock
@@ -75,14 +75,14 @@ class Worker:
     evidence: bool = False
 
     def __post_init__(self) -> None:
-        self._decoder: Decoder | None = None
+        self._decoder: Decoder = HERE
         self._ahead: _Ahead | None = None
         self._answered = 0
         self._small: tuple[Config, str, str] | None = None  # what this film is asked with, once it did not fit, and why
 
     def open(self, decoder: Decoder | None = None) -> None:
         """Load the model. ``decoder``: where films are decoded; None: in this process."""
-        self.model, self._decoder = self.load(self.config), decoder
+        self.model, self._decoder = self.load(self.config), decoder or HERE
 
     def answer(self, jobs: Sequence[Job]) -> Iterator[Row]:
         """Do jobs in this process, the next file being decoded while the model works on this one."""
@@ -156,7 +156,7 @@ class Worker:
             return
         self.forget()
         if self.cache is None or not self.cache.knows(Path(following)):
-            clock, decoder = self._clock(), self._decoder or Here()
+            clock, decoder = self._clock(), self._decoder
             begin = partial(Decoding, settings=self.config.media, model=self.model, clock=clock, decoder=decoder)
             self._ahead = _Ahead(following, clock, begin)
 

@@ -20,12 +20,12 @@ from omnicli.bench.needle import FPS, MODALITIES, Grid, Needle, caption_frame, l
 from omnicli.bench.needle_sound import Sound, SoundBlocks
 from omnicli.encode import Encoded, Progress
 from omnicli.errors import MediaError, UsageError
+from omnicli.film import Film
 from omnicli.media import audio, sampling, video
 from omnicli.media.audio import SAMPLE_RATE
 from omnicli.media.pieces import batched
 from omnicli.media.probe import MediaInfo
 from omnicli.models.base import PAIR_SALIENCY, EncodedAudio, EncodedClip, EncodedVideo, OmniModel
-from omnicli.pipeline import Film
 from omnicli.timing import Times
 from omnicli.types import MediaTokens, MediaUsed, Modality
 

@@ -123,6 +123,9 @@ class Here:
         return stream.read()
 
 
+HERE = Here()
+
+
 def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     """Yield ``items`` in lists of ``size``, the last one shorter."""
     batch: list[_T] = []

@@ -20,12 +20,11 @@ from omnicli.batch.decoders import PARCELS, Tasks
 from omnicli.batch.items import Item, Job
 from omnicli.batch.journal import Journal
 from omnicli.batch.ray import Cluster, check, share
-from omnicli.encode import encode
 from omnicli.errors import ConfigError, MediaError, OmniError, UsageError
+from omnicli.film import look
 from omnicli.media.container import DecodeStats
-from omnicli.media.probe import probe
+from omnicli.media.pieces import HERE
 from omnicli.settings import MediaConfig
-from omnicli.timing import StageClock
 from tests import tiny
 from tests.batch import fakes
 from tests.cli import films, schema
@@ -285,7 +284,7 @@ def test_tokens_are_the_same_wherever_a_film_is_decoded(address, tmp_path, monke
     monkeypatch.setattr(Tasks, "stretches", lambda self, batches: min(self.cpus, batches))
     several = 0
     for name in (*films.GOOD, *films.DAMAGED):
-        plain = encoded(folder / name, model, None)
+        plain = encoded(folder / name, model, HERE)
         for cpus in (1, 3):
             other = encoded(folder / name, model, Tasks(cpus, os.getcwd()))
             if isinstance(plain, str):
@@ -300,10 +299,7 @@ def test_tokens_are_the_same_wherever_a_film_is_decoded(address, tmp_path, monke
 
 def encoded(path, model, decoder):
     try:
-        return encode(
-            probe(path), MediaConfig(fps=4), model, capture=frozenset(), clock=StageClock(),
-            progress=lambda *_: None, decoder=decoder,
-        )  # fmt: skip
+        return look(path, MediaConfig(fps=4), frozenset(), model, decoder=decoder).media
     except MediaError as error:
         return str(error)
 

@@ -283,7 +283,7 @@ def test_a_stuck_film_fails_with_all_its_questions(do, monkeypatch):
             hang()
         return real(path)
 
-    monkeypatch.setattr(worker.pipeline, "probe", stuck)
+    monkeypatch.setattr("omnicli.film.probe", stuck)
     rows = do("b.mp4", "c.mp4", timeout_s=300)
     assert statuses(rows) == ["failed"] * 3 + ["ok"] * 3
     assert {r["error"]["code"] for r in rows[:3]} == {124}

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from omnicli import film as looking
 from omnicli import pipeline
 from omnicli.bench import measure as room
 from omnicli.bench import memory, rig, rows
@@ -16,7 +17,6 @@ from omnicli.config import load_config
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, ModelError
 from omnicli.llm import reader
 from omnicli.settings import MediaConfig
-from omnicli.timing import StageClock
 from tests import tiny
 
 MEDIA = MediaConfig(fps=1.0, max_frames=4)
@@ -55,13 +55,13 @@ def fake(monkeypatch, model):
     for module in (room, rig):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr("omnicli.timing.time", clock)
-    real_prefill, real_encode = reader.prefill, pipeline.encode
+    real_prefill, real_encode = reader.prefill, looking.encode
 
-    def encode(*args, clock: StageClock, **kwargs):
+    def encode(decoding, **kwargs):
         fake_.calls.append("film")
-        with clock.stage("encode_video"):
+        with decoding.film.clock.stage("encode_video"):
             fake_.now += 7.0
-        return real_encode(*args, clock=clock, **kwargs)
+        return real_encode(decoding, **kwargs)
 
     def prefill(*args, pruner, **kwargs):
         fake_.calls.append(pruner.name)
@@ -69,7 +69,7 @@ def fake(monkeypatch, model):
         return real_prefill(*args, pruner=pruner, **kwargs)
 
     fake_ = clock
-    monkeypatch.setattr(pipeline, "encode", encode)
+    monkeypatch.setattr(looking, "encode", encode)
     monkeypatch.setattr(reader, "prefill", prefill)
     return clock
 
@@ -118,7 +118,8 @@ def test_stages_add_up_to_the_wall_time_and_misses_are_told():
 def test_a_real_run_adds_up(film, model, three):
     outcome = measure(film, three, "why?", model, repeat=3)
     for one in outcome.measured:
-        assert min(abs(run.gap) for run in one.runs) < 0.05  # the least disturbed one of a few tenths of a second
+        # of the least disturbed run, and besides what starting threads takes, in runs of a tenth of a second
+        assert min((abs(run.gap) - 0.05) * run.wall_s for run in one.runs) < 0.02
         assert all(run.first_token_s <= run.wall_s for run in one.runs)
     full = rows.row(outcome.measured[0], outcome.measured[0])
     assert (full["agreement"], full["factor"]) == (1.0, {"prefill": 1.0, "time_to_first_token": 1.0})
@@ -195,7 +196,7 @@ def test_full_tokens_fail_and_nothing_is_compared(film, model, three, monkeypatc
 
 
 def test_a_film_that_does_not_fit_fails_for_all_that_share_it(film, model, three, monkeypatch):
-    monkeypatch.setattr(pipeline, "encode", _raise(MemoryError()))
+    monkeypatch.setattr(looking, "encode", _raise(MemoryError()))
     outcome = measure(film, three, "why?", model, repeat=2)
     assert [m.error for m in outcome.measured] == [("out of memory on the host", 4)] * 3
 

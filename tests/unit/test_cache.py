@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from omnicli import cache as room
+from omnicli import film as looking
 from omnicli import fingerprint, pipeline, tokenfile
 from omnicli.cache import Cache
 from omnicli.config import load_config
@@ -77,7 +78,7 @@ def encodings(monkeypatch) -> list[str]:
     calls: list[str] = []
 
     def noting(name):
-        real = getattr(pipeline, name)
+        real = getattr(looking, name)
 
         def call(*args, **kwargs):
             calls.append(name)
@@ -86,7 +87,7 @@ def encodings(monkeypatch) -> list[str]:
         return call
 
     for name in ("probe", "encode"):
-        monkeypatch.setattr(pipeline, name, noting(name))
+        monkeypatch.setattr(looking, name, noting(name))
     return calls
 
 
@@ -415,13 +416,13 @@ def test_what_probe_found_comes_back(film, model, cache):
 
 
 def test_a_film_that_changes_while_it_is_looked_at_is_not_kept(film, model, cache, monkeypatch):
-    real = pipeline.encode
+    real = looking.encode
 
     def encode(*args, **kwargs):
         os.utime(film)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "encode", encode)
+    monkeypatch.setattr(looking, "encode", encode)
     ask(film, model, cache)
     assert cache.items() == []
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from omnicli import film as looking
 from omnicli import pipeline
 from omnicli.config import load_config
 from omnicli.errors import MediaError, MemoryLimitError
@@ -86,7 +87,7 @@ def test_two_questions_look_decode_and_encode_once(folder, model, monkeypatch):
 
         return call
 
-    for owner, name in ((pipeline, "probe"), (pipeline, "encode"), (model, "encode_video"), (model, "audio_encoder")):
+    for owner, name in ((looking, "probe"), (looking, "encode"), (model, "encode_video"), (model, "audio_encoder")):
         monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
     assert model.video_batch >= SECONDS * 2, "the film has to fit one call"
     assert len(ask(folder / "film.mp4", model)) == 2
@@ -200,18 +201,11 @@ def test_only_so_much_sound_is_heard_as_the_limit_says(folder, model):
 
 def test_the_nominal_clock_lays_pictures_out_at_the_familys_rate(folder, model):
     from omnicli.config import load_config
-    from omnicli.encode import encode
-    from omnicli.media.probe import probe
-    from omnicli.timing import StageClock
 
-    info = probe(folder / "film.mp4")
     starts = {}
     for clock in ("true", "nominal"):
         settings = load_config("full", ["media.fps=1", f"media.clock={clock}"]).media
-        made = encode(
-            info, settings, model, capture=frozenset(), clock=StageClock(cuda=False), progress=lambda *_: None
-        )
-        tokens = made.clip.tokens
+        tokens = pipeline.look(folder / "film.mp4", settings, frozenset(), model).media.clip.tokens
         starts[clock] = sorted(set(tokens.start_s[tokens.modality == 0].tolist()))
     assert starts == {"true": [0.0, 2.0], "nominal": [0.0, 1.0]}  # pairs of frames 1 s apart; taken as 0.5 s apart
 
@@ -251,12 +245,9 @@ def test_what_every_layer_read_is_reported(folder):
 
 
 def _encoded(path, model, **settings):
-    from omnicli.encode import encode
-    from omnicli.media.probe import probe
     from omnicli.settings import MediaConfig
 
-    quiet = {"clock": StageClock(), "progress": lambda *_: None, "capture": frozenset()}
-    return encode(probe(path), MediaConfig(**settings), model, **quiet)
+    return pipeline.look(path, MediaConfig(**settings), frozenset(), model).media
 
 
 def _same(first, second) -> bool:
