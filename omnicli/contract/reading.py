@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from omnicli.contract.trial import CLOSE, QUESTION, Trial, close
+from omnicli.contract.trial import CLOSE, QUESTION, SECONDS, Trial, close
+from omnicli.models.base import OmniModel
 from omnicli.types import Selection
 
 
@@ -121,6 +122,28 @@ def loop(t: Trial) -> Iterator[str]:
         yield "all words are as likely: these random weights cannot tell right from wrong"
 
 
-POINTS = (prompts, words, sequences, layers, loop)
+def parts(t: Trial) -> Iterator[str]:
+    """A family that tells its encoders from its LLM, so that it can be offloaded, says which of them works."""
+    m, said = t.model, list[str]()
+    if type(m).weights is OmniModel.weights:
+        return
+    if {part: bool(modules) for part, modules in m.weights().items()} != {"encoders": True, "llm": True}:
+        yield "weights does not name modules of the encoders and of the llm"
+    m.work = said.append  # type: ignore[method-assign, assignment]
+    try:
+        for name, part, run in (
+            ("encode_video", "encoders", lambda: t.see(1, 1)),
+            ("audio_encoder", "encoders", lambda: t.hear(SECONDS, 32_000)),
+            ("embed", "llm", lambda: m.embed(torch.tensor([0], device=m.device))),
+        ):
+            said.clear()
+            run()
+            if part not in said:
+                yield f"{name} does not call work({part!r})"
+    finally:
+        del m.work  # type: ignore[method-assign]
+
+
+POINTS = (prompts, words, sequences, layers, loop, parts)
 TYPES = (prompts, words)
 """Those that hold in every number format."""

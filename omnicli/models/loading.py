@@ -8,8 +8,9 @@ what is inside a family, nor which there are: short names and the names of rando
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def load_model(
     if offload and where.type == "cpu":
         raise ModelError(NO_OFFLOAD)
     if name.startswith("dummy:"):
-        model = _dummy(name, where, what, _quantizer(quantize, where, where))
+        model = _dummy(name, where, what, quantize)
     else:
         folder, revision = find_folder(name)
         family = find_family(name, folder)
@@ -85,9 +86,8 @@ def load_model(
         checkpoint.check_weights(name, folder)
         known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
         home = torch.device("cpu") if offload else where
-        model = family.load(
-            folder, name=name, revision=revision, device=home, dtype=what, **_quantizer(quantize, where, home)
-        )
+        options = _quantizer(name, family.load, quantize, where, home)
+        model = family.load(folder, name=name, revision=revision, device=home, dtype=what, **options)
         model.fingerprint = known_by
     model.quantized = quantize
     if offload:
@@ -101,10 +101,14 @@ def _is_quantised(config: dict[str, Any]) -> bool:
     return "quantization_config" in config or any(_is_quantised(part) for part in parts)
 
 
-def _quantizer(kind: str, device: torch.device, home: torch.device) -> dict[str, Any]:
-    """Return the argument of a family's ``load`` and ``dummy`` that quantises, or none: families may not know it."""
+def _quantizer(
+    name: str, maker: Callable[..., OmniModel], kind: str, device: torch.device, home: torch.device
+) -> dict[str, Any]:
+    """Return the argument of a family's ``load`` or ``dummy`` that quantises, or none: families may not know it."""
     if kind == "none":
         return {}
+    if "quantizer" not in inspect.signature(maker).parameters:
+        raise ModelError(f"{name}: its family cannot be quantised; leave out --quantize {kind}")
     from omnicli.models.quantize import Quantizer
 
     return {"quantizer": Quantizer(kind, device, home)}
@@ -296,7 +300,7 @@ def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
     )
 
 
-def _dummy(name: str, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> OmniModel:
+def _dummy(name: str, device: torch.device, dtype: torch.dtype, quantize: str) -> OmniModel:
     size, *sizes = name.removeprefix("dummy:").split(",")
     unusable: list[ModelError] = []
     found = {dummy: family for family in _families("", unusable) for dummy in family.dummies}
@@ -318,6 +322,7 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype, options: dict[st
             pass
         raise ModelError(f"{name}: cannot read {option!r}; options are layers=N and scale=F")
     family = found[size.lower()]
+    options = _quantizer(name, family.dummy, quantize, device, device)
     return family.dummy(
         family.dummies[size.lower()], name=name, device=device, dtype=dtype, layers=layers, scale=scale, **options
     )

@@ -62,6 +62,9 @@ def test_a_checkpoint_and_random_weights_answer_about_a_film(page, tmp_path):
         high, wide = model.facts.frame_size(answer.media_used.width, answer.media_used.height)
         assert tokens["video"]["kept"] == answer.media_used.frames * model.facts.group_tokens(high, wide)
         assert tokens["audio"]["encoded"] == model.facts.sound_tokens(answer.media_used.audio_s)
+    for name in (DUMMY, str(tmp_path / "model")):
+        with pytest.raises(ModelError, match="cannot be quantised"):
+            loading.load_model(name, "cpu", quantize="int8")
     with pytest.raises(ModelError, match="no attention in its towers"):
         pipeline.ask(film, ["Who?"], load_config("visionzip-25"), model)
 
@@ -129,6 +132,10 @@ FORGOTTEN = {
     ),
     "no end of an answer": ({"stop_ids": frozenset()}, "words: stop_ids"),
     "a look ahead": ({"layer": looking_ahead}, "layers: a layer looks ahead"),
+    "a part that does not say it works": (
+        {"embed": lambda self, ids: self.parts.llm.model.embed_tokens(ids)},
+        "parts: embed does not call work('llm')",
+    ),
     "no sizes": ({"facts": property(lambda self: None)}, "attributes: AttributeError"),
     "another rate of sound": ({"audio_tokens_per_s": 25.0}, "sound: 0.5 s make 5 tokens, which is far from"),
 }
