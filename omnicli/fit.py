@@ -54,14 +54,31 @@ def changes(info: MediaInfo, config: Config, plan: Plan, limit: int = 3) -> list
 
     Of each kind the first step that fits: offloading, which changes no answer; a smaller budget, fewer frames, smaller
     frames, a shorter span; the LLM's weights in fewer bits, a smaller model, half the precision. Where none of them is
-    enough, each together with a smaller budget.
+    enough, each together with a smaller budget; then with half the precision, fewer bits and offloading, one after the
+    other.
     """
-    found = list(itertools.islice(_fitting(info, config, plan), limit))
-    if not found:
-        base, text = smaller(config)
-        more = itertools.islice(_fitting(info, base, plan), limit)
-        found = [dataclasses.replace(change, text=f"{_flag(text)} {change.text}") for change in more]
-    return found
+    for before, base in _bases(config, plan):
+        found = list(itertools.islice(_fitting(info, base, plan), limit))
+        if found:
+            return [dataclasses.replace(change, text=f"{before}{change.text}") for change in found]
+    return []
+
+
+def _bases(config: Config, plan: Plan) -> Iterator[tuple[str, Config]]:
+    """Yield settings to begin with and their options: the own ones, a smaller budget, then ever smaller weights."""
+    yield "", config
+    budget, text = smaller(config)
+    yield f"{_flag(text)} ", budget
+    options = ""
+    if plan.dtype == "float32":
+        config, options = dataclasses.replace(config, dtype="bfloat16"), "--dtype bfloat16 "
+        yield options, config
+    if config.quantize == "none":
+        kind = _bit_kinds()[-1]
+        config, options = dataclasses.replace(config, quantize=kind), f"{options}--quantize {kind} "
+        yield options, config
+    if plan.device is not None and not config.offload:
+        yield f"{options}--offload ", dataclasses.replace(config, offload=True)
 
 
 def _fitting(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Change]:
@@ -96,18 +113,22 @@ def _kinds(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Iterator[tup
     if config.quantize == "none":
         yield _bits(config, plan)
     yield _models(config, plan)
-    if plan.dtype == "float32":
+    if plan.dtype == "float32" and config.dtype != "bfloat16":
         yield iter([("--dtype bfloat16", dataclasses.replace(config, dtype="bfloat16"), False)])
 
 
 def _bits(config: Config, plan: Plan) -> Iterator[tuple[str, Config, bool]]:
     """Yield the LLM's weights in 8 and, where the library for it is there, 4 bits; then each with offloading."""
-    kinds = ["int8", *(["int4"] if importlib.util.find_spec("bitsandbytes") else [])]
+    kinds = _bit_kinds()
     for kind in kinds:
         yield f"--quantize {kind}", dataclasses.replace(config, quantize=kind), False
     if plan.device is not None and not config.offload:
         for kind in kinds:
             yield f"--quantize {kind} --offload", dataclasses.replace(config, quantize=kind, offload=True), False
+
+
+def _bit_kinds() -> list[str]:
+    return ["int8", *(["int4"] if importlib.util.find_spec("bitsandbytes") else [])]
 
 
 def _with(config: Config, **media: Any) -> Config:

@@ -202,6 +202,19 @@ def test_an_hour_of_full_tokens_is_refused_and_the_remedy_fits(film, room):
     assert changed.method == "avoc" and "--fit" in note
 
 
+def test_where_no_single_change_is_enough_several_are_proposed(film, room):
+    info = dataclasses.replace(probe(film), audio_span=(0.0, 3600.0), duration_s=3600.0)
+    settings, texts = config("qwen2.5-omni-7b", "avoc"), []  # 33 GiB of weights
+    for size in (24, 16, 12, 11, 10):
+        room(host=size * GIB)
+        plan = planning.make_plan(info, settings)
+        found = fit.changes(info, settings, plan)
+        assert not plan.fits and all(c.plan.fits and c.plan == planning.make_plan(info, c.config) for c in found)
+        texts.append([c.text for c in found])
+    assert texts[0][0] == "--quantize int8"
+    assert all(found and found[0].startswith("--dtype bfloat16 --quantize int") for found in texts[-3:]), texts
+
+
 def test_memory_decides_and_fit_never_takes_another_model(film, room):
     info, settings = probe(film), config("qwen2.5-omni-7b", "avoc", device="auto")
     room(card=24 * GIB)
