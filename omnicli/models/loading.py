@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnicli import fingerprint, registry
+from omnicli import cards, fingerprint, registry
 from omnicli.errors import ModelError, UnknownFamilyError, near_names
 from omnicli.lazy import torch
 from omnicli.models import checkpoint, hub
@@ -55,7 +55,8 @@ def load_model(
         ``pocket``, another short name, a folder, a hub id in the local cache, either with ``@REVISION`` or not, or
         ``dummy:NAME[,layers=N][,scale=F]`` for the architecture with random weights (fewer layers, smaller widths).
     device : str
-        ``auto`` is CUDA if there is one, else the CPU.
+        ``auto`` is one card if there is one, else the CPU; ``cuda:0,cuda:1`` or ``cuda:all``: several cards, the LLM's
+        layers spread over them (`OmniModel.spread`), by way of host memory.
     dtype : str
         ``auto`` is bfloat16 on CUDA and float32 on a CPU.
     quantize : str
@@ -70,12 +71,16 @@ def load_model(
         that is not installed, nothing to offload from.
     """
     name = str(name)
-    where = resolve_device(device)
+    where, *others = devices = resolve_devices(device)
     what = resolve_dtype(dtype, where)
     if offload and where.type == "cpu":
         raise ModelError(NO_OFFLOAD)
+    if offload and others:
+        raise ModelError(cards.ALONE)
+    home = torch.device("cpu") if offload or others else where
     if name.startswith("dummy:"):
-        model = _dummy(name, where, what, _quantizer(quantize, where, where))
+        made = home if others else where
+        model = _dummy(name, made, what, _quantizer(quantize, where, made))
     else:
         folder, revision = find_folder(name)
         family = find_family(name, folder)
@@ -84,7 +89,6 @@ def load_model(
             raise ModelError(f"{name}: the checkpoint is quantised already; leave out --quantize {quantize}")
         checkpoint.check_weights(name, folder)
         known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
-        home = torch.device("cpu") if offload else where
         model = family.load(
             folder, name=name, revision=revision, device=home, dtype=what, **_quantizer(quantize, where, home)
         )
@@ -92,6 +96,8 @@ def load_model(
     model.quantized = quantize
     if offload:
         model.offload(where)
+    if others:
+        model.spread(devices, [torch.cuda.mem_get_info(card)[0] for card in devices])
     return model
 
 
@@ -198,6 +204,14 @@ def _families(model_type: str = "", unusable: list[ModelError] | None = None) ->
                 unusable.append(error)
 
 
+def resolve_devices(device: str) -> list[torch.device]:
+    """Return the cards meant by ``cuda:0,cuda:1`` or ``cuda:all``, or the one device of `resolve_device`."""
+    if not cards.several(device):
+        return [resolve_device(device)]
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cuda", number) for number in cards.numbers(device, there)]
+
+
 def resolve_device(device: str) -> torch.device:
     """Return the device meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `ModelError` if it is not there."""
     if device == "auto":
@@ -205,7 +219,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise ModelError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+        raise ModelError(f"unknown device {device!r}; use {cards.NAMES}") from None
     if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
         raise ModelError(f"device {device} is not available; {torch.cuda.device_count()} CUDA devices found, use cpu")
     return found
