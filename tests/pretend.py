@@ -74,6 +74,9 @@ class Cards(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        with self:  # in inference mode operations made of others come here whole
+            if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
+                return out
         if func in COPIES:
             there = kwargs.get("device") or args[0].device
             here = args[-1].device

@@ -434,8 +434,9 @@ class OmniModel(abc.ABC):
 
         Rotary values are the pair of `take`.
         """
-        there = self._spread[index] if self._spread else self.device
-        return (hidden, rope) if hidden.device == there else (hidden.to(there), tuple(part.to(there) for part in rope))
+        if not self._spread or hidden.device == (there := self._spread[index]):
+            return hidden, rope
+        return hidden.to(there), tuple(part.to(there) for part in rope)
 
     # ---- media ----
 

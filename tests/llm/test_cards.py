@@ -13,14 +13,17 @@ import textwrap
 import pytest
 import torch
 
+from omnicli import pipeline
 from omnicli.config import load_config
 from omnicli.llm import decode, kv, prefill, reader, watch
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.reader import Reader
 from omnicli.llm.watch import Watch
 from omnicli.models import base
+from omnicli.models.loading import load_model
 from omnicli.types import Modality
 from tests import tiny, tiny_minicpm, tiny_qwen3
+from tests.cli import films
 from tests.llm.test_prefill import Keep
 from tests.pretend import CARDS, cards
 
@@ -176,6 +179,23 @@ def test_a_move_that_is_forgotten_is_found(move, monkeypatch):
         with mixed:
             for pruner in pruners:
                 converse(omni, on_first_card(clip), Both(pruner) if pruner else load_config("full").compressor)
+
+
+def test_a_film_is_encoded_on_the_first_card_and_answered_on_both(tmp_path, monkeypatch):
+    film, settings = films.write(tmp_path / "film.mp4", 3.2), load_config("avoc", ["generate.max_new_tokens=3"])
+    (alone,) = pipeline.ask(
+        film, list(QUESTIONS[:1]), config=settings, model=load_model("pocket", "cpu"), evidence=True
+    )
+    monkeypatch.setattr("omnicli.models.loading.resolve_devices", lambda device: CARDS[:2])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: ((16 >> card.index) << 30, 16 << 30))
+    with cards() as seen:
+        with torch.inference_mode():  # as `pipeline` computes: labels cannot go between the two
+            model = load_model("pocket", "cuda:0,cuda:1")
+        assert set(model.layer_devices) == set(CARDS[:2])
+        (both,) = pipeline.ask(film, list(QUESTIONS[:1]), config=settings, model=model, evidence=True)
+    assert seen.moved["cpu:1", "cpu:2"]
+    assert (both.answer, both.tokens, both.evidence) == (alone.answer, alone.tokens, alone.evidence)
+    assert both.model["device"] == "cpu:1,cpu:2"
 
 
 class Both:

@@ -276,7 +276,7 @@ def test_several_cards_are_planned_one_by_one(film, room, monkeypatch):
     again = both.parts["prefill"] + planning.CUDA_CONTEXT_BYTES
     assert abs(both.device - plan.device - again) < 48
     assert both.host >= both.parts["weights"] + planning.LIBRARIES_BYTES
-    monkeypatch.setattr(machine, "devices", lambda: [one, dataclasses.replace(one, index=1, free_bytes=9 * GIB)])
+    monkeypatch.setattr(machine, "devices", lambda: [one, dataclasses.replace(one, index=1, free_bytes=1 * GIB)])
     tight = planning.make_plan(info, dataclasses.replace(settings, device="cuda:1,cuda:0"))
     assert [on.name[:6] for on in tight.cards] == ["cuda:1", "cuda:0"]
     assert not tight.fits and any("cuda:1 a card" in problem for problem in tight.problems)
