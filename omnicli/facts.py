@@ -57,7 +57,7 @@ def answer(
         busy={name: round(seconds, 4) for name, seconds in times.busy.items()},
         wall_s=round(times.wall_s, 4),
         time_to_first_token_s=round(first_token_s, 4),
-        peak_memory=peak_memory(used.device),
+        peak_memory=peak_memory(*used.devices),
         flops=cost.prefill_flops(used, around, len(clip.tokens), read.by_layer),
         evidence=[] if watch is None else evidence.ranges(kept, watch.scores()),
         warnings=[*film.media.warnings, *cautions(used, clip, config, text.next_position - 1)],
@@ -76,7 +76,7 @@ def identity(path: Path, question: str, config: Config, history: Sequence[tuple[
 def model(used: OmniModel) -> dict[str, str]:
     """Return which model answered, in which number format, where, and in what its LLM's weights are."""
     dtype = str(used.dtype).removeprefix("torch.")
-    return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": str(used.device),
+    return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": ",".join(map(str, used.devices)),
             "quantize": used.quantized}  # fmt: skip
 
 
@@ -149,11 +149,12 @@ def _shares(names: Iterable[str], shares: Sequence[float], there: Sequence[int])
     return {name: round(s, 6) if n else None for name, s, n in zip(names, shares, there, strict=True)}
 
 
-def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """Return the peaks in bytes so far: of the process, and of the device's allocator."""
+def peak_memory(*devices: torch.device) -> dict[str, int | None]:
+    """Return the peaks in bytes so far: of the process, and of the devices' allocators, added up."""
     unit = 1 if sys.platform == "darwin" else 1024
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    cuda = [device for device in devices if device.type == "cuda"]
+    on_device = sum(map(torch.cuda.max_memory_allocated, cuda)) if cuda else None
     return {"host_bytes": host, "device_bytes": on_device}
 
 

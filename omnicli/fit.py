@@ -1,4 +1,4 @@
-"""What would make a run fit: offloading, smaller budgets, fewer or smaller frames, shorter spans, smaller models, bits.
+"""What would make a run fit: more cards, offloading, smaller budgets, fewer or smaller frames, shorter spans, bits.
 
 The one rule of ``--fit`` (`smaller`), what `omni plan` proposes (`changes`), and what `omni ask` does about a run that
 does not fit (`fitted`). Every proposal is planned before it is made. Imports neither torch nor transformers.
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from omnicli import cards, machine
 from omnicli.config import Config, load_config
 from omnicli.errors import MediaError, MemoryLimitError, ModelError, UnknownFamilyError
 from omnicli.plan import Plan, make_plan
@@ -52,10 +53,10 @@ def smaller(config: Config) -> tuple[Config, str]:
 def changes(info: MediaInfo, config: Config, plan: Plan, limit: int = 3) -> list[Change]:
     """Return up to ``limit`` changes, each of which makes the run fit, the smallest first.
 
-    Of each kind the first step that fits: offloading, which changes no answer; a smaller budget, fewer frames, smaller
-    frames, a shorter span; the LLM's weights in fewer bits, a smaller model, half the precision. Where none of them is
-    enough, each together with a smaller budget; then with half the precision, fewer bits and offloading, one after the
-    other.
+    Of each kind the first step that fits: more cards and offloading, which change no answer; a smaller budget, fewer
+    frames, smaller frames, a shorter span; the LLM's weights in fewer bits, a smaller model, half the precision. Where
+    none of them is enough, each together with a smaller budget; then with half the precision, fewer bits and offloading,
+    one after the other.
     """
     for before, base in _bases(config, plan):
         found = list(itertools.islice(_fitting(info, base, plan), limit))
@@ -77,7 +78,7 @@ def _bases(config: Config, plan: Plan) -> Iterator[tuple[str, Config]]:
         kind = _bit_kinds()[-1]
         config, options = dataclasses.replace(config, quantize=kind), f"{options}--quantize {kind} "
         yield options, config
-    if plan.device is not None and not config.offload:
+    if len(plan.cards) == 1 and not config.offload:
         yield f"{options}--offload ", dataclasses.replace(config, offload=True)
 
 
@@ -94,6 +95,8 @@ def _fitting(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Change]:
 
 
 def _kinds(info: MediaInfo, config: Config, plan: Plan) -> Iterator[Iterator[tuple[str, Config, bool]]]:
+    if len(plan.cards) == 1 and not config.offload and len(machine.devices()) > 1:
+        yield iter([(f"--device {cards.ALL}", dataclasses.replace(config, device=cards.ALL), False)])
     if plan.device is not None and not config.offload:
         yield iter([("--offload", dataclasses.replace(config, offload=True), False)])
     yield _budgets(config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from omnicli import machine, timescale
+from omnicli import cards, machine, timescale
 from omnicli.config import Config
 from omnicli.errors import MediaError, ModelError
 from omnicli.media import sampling
@@ -69,6 +69,16 @@ class Media:
 
 
 @dataclass(frozen=True)
+class CardPlan:
+    """What a run would take of one graphics card: how many of the LLM's layers, peak and free bytes."""
+
+    name: str
+    layers: int
+    peak: int
+    free: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run would take.
 
@@ -86,7 +96,9 @@ class Plan:
         ``hidden`` (of all positions, where a method prunes inside the LLM), ``frames`` (decoded frames waiting, and
         the decoder).
     host, device : int or None
-        Peaks in bytes, libraries included; ``device`` is None on a CPU.
+        Peaks in bytes, libraries included; ``device`` is None on a CPU, the sum of several cards.
+    cards : tuple of CardPlan
+        The cards one by one; empty on a CPU.
     above_libraries : int
         The host's peak without the libraries.
     problems : tuple of str
@@ -107,6 +119,7 @@ class Plan:
     host_free: int | None
     device_free: int | None
     device_name: str
+    cards: tuple[CardPlan, ...]
     decode_cpu_s: float
     dtype: str
     quantize: str
@@ -144,12 +157,10 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
 
 def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) -> Plan:
     """Return the plan for a model of which these are the facts, with so many weights."""
-    from omnicli.models.loading import NO_OFFLOAD, dtype_name
+    from omnicli.models.loading import dtype_name
 
-    card = _device(config.device)
-    if config.offload and card is None:
-        raise ModelError(NO_OFFLOAD)
-    dtype = dtype_name(config.dtype, card is not None)
+    devices = _devices(config.device, config.offload)
+    dtype = dtype_name(config.dtype, bool(devices))
     item = 4 if dtype == "float32" else 2
     media = read(info, config.media, facts)
     n_video = -(-media.frames // facts.frame_group) * facts.group_tokens(media.height, media.width)
@@ -167,21 +178,29 @@ def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) ->
     parts["prefill"] += weights.restored
     pruned = bool(method.layers(facts.llm.depth)) or method.late_removal(facts.llm.depth) is not None
     selecting = SELECT_BYTES + n * SELECT_TOKEN_BYTES if sum(kept) < n else 0
-    work = _peak(parts, selecting, whole=pruned, offload=config.offload)
+    free = [card.free_bytes for card in devices] or [1]
+    counts, works = _peaks(
+        parts, weights, facts.llm.depth, free, selecting=selecting, whole=pruned, offload=config.offload
+    )
     length = sum(kept) + TEXT_TOKENS
     problems = []
     if length + config.generate.max_new_tokens > facts.max_position:
         problems.append(f"{length:,} tokens do not fit the context of {name}, {facts.max_position:,}")
-    above, device = ROOM_BYTES + parts["frames"] + work, None
+    above = ROOM_BYTES + parts["frames"] + works[0]
     libraries = LIBRARIES_BYTES + (BITSANDBYTES_BYTES if config.quantize == "int4" else 0)
-    if card is not None:
-        device, libraries = work + CUDA_CONTEXT_BYTES, libraries + CUDA_HOST_BYTES
-        waiting = weights.total if config.offload else 0
+    if devices:
+        libraries += CUDA_HOST_BYTES
+        waiting = weights.total if config.offload or len(devices) > 1 else 0
         if facts.through_host and size_on_disk(name):  # what is quantised goes to the device at once
             waiting = max(waiting, weights.total - weights.packed)
         above = ROOM_BYTES + parts["frames"] + waiting
-        if device > ERROR * card.free_bytes:
-            problems.append(f"{show(device)} on {card.name}, where {show(card.free_bytes)} are free")
+    used = [
+        CardPlan(f"cuda:{card.index} {card.name}", layers, work + CUDA_CONTEXT_BYTES, card.free_bytes)
+        for card, layers, work in zip(devices, counts, works, strict=False)  # on a CPU there are no cards
+    ]
+    problems += [
+        f"{show(on.peak)} on {on.name}, where {show(on.free)} are free" for on in used if on.peak > ERROR * on.free
+    ]
     host_free, _ = machine.host_memory()
     if host_free is not None and above + libraries > ERROR * host_free:
         problems.append(f"{show(above + libraries)} of host memory, where {show(host_free)} are free")
@@ -194,8 +213,9 @@ def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) ->
     return Plan(
         media=media, encoded=(n_video, n_audio), kept=kept, layer_tokens=layer_tokens,
         position=last, trained=facts.max_position, time_scale=scale,
-        parts=parts, host=above + libraries, above_libraries=above, device=device, host_free=host_free,
-        device_free=card.free_bytes if card else None, device_name=f"cuda:{card.index} {card.name}" if card else "cpu",
+        parts=parts, host=above + libraries, above_libraries=above, host_free=host_free,
+        device=sum(on.peak for on in used) if used else None, device_free=sum(free) if used else None,
+        device_name=", ".join(on.name for on in used) or "cpu", cards=tuple(used),
         decode_cpu_s=media.source_pixels * media.source_frames / 1e6 * DECODE_S_PER_MEGAPIXEL, dtype=dtype,
         quantize=config.quantize, offload=config.offload, problems=tuple(problems),
     )  # fmt: skip
@@ -203,10 +223,12 @@ def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) ->
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of weights: of all, of the encoders, of those in few bits, and of what is restored of them at a time."""
+    """Bytes of weights: of all, of the encoders, of the LLM's layers, of those in few bits, and of what is restored of
+    them at a time."""
 
     total: int
     encoders: int
+    layers: int
     packed: int
     restored: int
 
@@ -216,14 +238,14 @@ class Weights:
         layers, around = facts.llm_values()
         encoders = max(0, values - layers - around) * item
         if quantize == "none":
-            return cls(values * item, encoders, 0, 0)
+            return cls(values * item, encoders, layers * item, 0, 0)
         sizes = facts.layer_matrices
         rows = facts.llm.depth * sum(n * high for n, high, _ in sizes)
         packed = layers + 4 * rows if quantize == "int8" else layers // 2 + 4 * layers // BLOCK
         restored = max(high * wide for _, high, wide in sizes)
         if facts.experts:  # all of a layer's, if a chunk is routed to all
             restored = sum(n * high * wide for n, high, wide in sizes[2:])
-        return cls((values - layers) * item + packed, encoders, packed, restored * item)
+        return cls((values - layers) * item + packed, encoders, packed, packed, restored * item)
 
 
 def size_on_disk(name: str) -> bool:
@@ -311,20 +333,46 @@ def _peak(parts: dict[str, int], selecting: int, whole: bool, offload: bool) -> 
     return parts["weights"] + max(encoding, choosing, reading)
 
 
-def _device(wanted: str) -> machine.Device | None:
-    """Return the graphics card that ``auto``, ``cuda`` or ``cuda:N`` means; None: the CPU."""
+def _peaks(
+    parts: dict[str, int], weights: Weights, depth: int, free: list[int], *, selecting: int, whole: bool, offload: bool
+) -> tuple[list[int], list[int]]:
+    """Return how many layers each card holds, and `_peak` of each: behind the first there are only layers at work."""
+    first, *others = counts = cards.split(depth, weights.layers // depth, weights.total - weights.layers, free)
+    away = depth - first
+    here = parts | {
+        "weights": parts["weights"] - weights.layers * away // depth,
+        "kv": parts["kv"] - parts["kv"] * away // depth,
+    }
+    working = parts["prefill"] + (parts["hidden"] if whole else 0)
+    behind = [(weights.layers + parts["kv"]) * n // depth + working for n in others]
+    return counts, [_peak(here, selecting, whole, offload), *behind]
+
+
+def _devices(wanted: str, offload: bool) -> list[machine.Device]:
+    """Return the graphics cards that a device's name means; none: the CPU. `ModelError` if they cannot offload."""
+    from omnicli.models.loading import NO_OFFLOAD
+
+    found = _named(wanted)
+    if offload and len(found) != 1:
+        raise ModelError(cards.ALONE if found else NO_OFFLOAD)
+    return found
+
+
+def _named(wanted: str) -> list[machine.Device]:
     if wanted == "cpu":
-        return None
-    cards = machine.devices()
+        return []
+    there = machine.devices()
     if wanted == "auto":
-        return cards[0] if cards else None
+        return there[:1]
+    if cards.several(wanted):
+        return [there[number] for number in cards.numbers(wanted, len(there))]
     kind, _, number = wanted.partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
-        raise ModelError(f"unknown device {wanted!r}; use auto, cpu, cuda or cuda:N")
+        raise ModelError(f"unknown device {wanted!r}; use {cards.NAMES}")
     index = int(number or 0)
-    if index >= len(cards):
-        raise ModelError(f"device {wanted} is not available; {len(cards)} CUDA devices found, use cpu")
-    return cards[index]
+    if index >= len(there):
+        raise ModelError(f"device {wanted} is not available; {len(there)} CUDA devices found, use cpu")
+    return [there[index]]
 
 
 def show(size: int) -> str:
@@ -370,6 +418,9 @@ def to_dict(info: MediaInfo, config: Config, plan: Plan, found: list[Change]) ->
             "device_bytes": plan.device,
         },
         "free": {"host_bytes": plan.host_free, "device_bytes": plan.device_free},
+        "cards": [
+            {"device": on.name, "layers": on.layers, "peak_bytes": on.peak, "free_bytes": on.free} for on in plan.cards
+        ],
         "decode_cpu_s_estimate": round(plan.decode_cpu_s, 1),
         "fits": plan.fits,
         "problems": list(plan.problems),

@@ -189,10 +189,10 @@ class Worker:
 
     def _clean(self, free: Callable[[torch.device], None]) -> None:
         """Give memory back, and make sure that the device still works."""
-        device = self.model.device
+        devices = self.model.devices
         try:
-            free(device)
-            if device.type == "cuda":
+            free(devices[0])
+            for device in devices if devices[0].type == "cuda" else ():
                 torch.cuda.synchronize(device)
         except RuntimeError as error:
             text = (

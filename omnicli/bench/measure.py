@@ -189,14 +189,14 @@ class _Bench:
             return
         tell("decode and encode")
         if listen:
-            memory.reset(self.device)
+            memory.reset(*self.rig.model.devices)
         with self.failing(live):
             film = pipeline.look(self.source, live[0].variant.config.media, capture, self.rig.model)
         if live[0].error is not None:
             memory.free(self.device)  # only here: the error kept the tensors of its frames
             return
         for one in live if listen else []:
-            one.encode_peaks = memory.peaks(self.device)
+            one.encode_peaks = memory.peaks(*self.rig.model.devices)
         for one in live:
             self.outcome.used = film.media.used
             self.warn(film.media.warnings)
@@ -212,14 +212,14 @@ class _Bench:
         """Ask one variant about an encoded film."""
         self.rig.start(listen=listen)
         if listen:
-            memory.reset(self.device)
+            memory.reset(*self.rig.model.devices)
         begin = time.perf_counter()
         apart = dataclasses.replace(film, times=Times())
         answer = pipeline.answer(apart, self.question, one.variant.config, self.rig.model)
         one.answer = answer
         self.warn(answer.warnings)
         if listen:
-            one.peaks = memory.peaks(self.device)
+            one.peaks = memory.peaks(*self.rig.model.devices)
             one.ids = self.rig.answer_ids()
             one.text = self.rig.model.tokenizer.decode(one.ids).strip()
         read_s = answer.time_to_first_token_s if self.rig.read_at is None else self.rig.read_at - begin

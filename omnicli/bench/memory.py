@@ -25,13 +25,13 @@ class Peaks:
     device_bytes: int | None
 
 
-def reset(device: torch.device) -> None:
+def reset(*devices: torch.device) -> None:
     """Begin anew: `peaks` tells of what comes. Where the system cannot, the host's peak is the process's so far.
 
     What was freed is given back to the system, or it would count for what comes; getting it again takes that some time.
     """
-    free(device)
-    if device.type == "cuda":
+    free(devices[0])
+    for device in devices if devices[0].type == "cuda" else ():
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     if _CLEAR.exists():
@@ -39,9 +39,9 @@ def reset(device: torch.device) -> None:
             _CLEAR.write_text(_RESET_PEAK)
 
 
-def peaks(device: torch.device) -> Peaks:
+def peaks(*devices: torch.device) -> Peaks:
     """Return the peaks since `reset`."""
-    so_far = facts.peak_memory(device)
+    so_far = facts.peak_memory(*devices)
     return Peaks(_resident_peak() or so_far["host_bytes"] or 0, so_far["device_bytes"])
 
 

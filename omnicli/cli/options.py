@@ -134,7 +134,10 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", metavar="NAME", help="Short name, hub id or folder (omni models list)."),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, cuda:0,cuda:1 or cuda:all.  [default: auto]"
+    ),
 ]
 DtypeOption = Annotated[
     str | None,

@@ -100,6 +100,8 @@ def describe(plan: Plan, found: list[Change]) -> list[str]:
             known = "unknown what is free" if left is None else f"{show(left)} free"
             name = f" on {plan.device_name}" if where == "device" else ""
             rows.append((f"peak, {where}", f"{show(peak)}{name}, {known}"))
+    if len(plan.cards) > 1:
+        rows += [(on.name, f"{show(on.peak)} with {on.layers} layers, {show(on.free)} free") for on in plan.cards]
     rows.append(("verdict", "fits" if plan.fits else "does not fit: " + "; ".join(plan.problems)))
     rows += [("would fit", f"{c.text} ({sum(c.plan.kept):,} tokens kept, {_peak(c.plan)})") for c in found]
     if not plan.fits and not found:

@@ -197,7 +197,7 @@ class Seats(Published):
     def prune(self, layer: int, view: Any) -> Tensor:
         """Choose within windows by the question's attention (section 3.3, equations 1 and 3)."""
         if view.encoded is not None and self._idle(*view.encoded):
-            return torch.arange(len(view.media), device=view.hidden.device)
+            return torch.arange(len(view.media), device=view.media.features.device)
         drops, late = self._boundaries(view.depth)
         step = drops.index(layer)
         if self.mode == "official":

@@ -116,10 +116,11 @@ class Generation(Iterator[str]):
         rope = model.rope(torch.full((model.position_axes, 1), self.next_position, device=model.device))
         for layer in range(model.depth):
             ask = layer in self._watch.layers
+            hidden, rope = model.bring(layer, hidden, rope)
             hidden, attention = model.layer(layer, hidden, rope, self._cache, last_attention=ask)
             self._watch.add(attention, layer)
         self.next_position += 1
-        return model.logits(hidden)[0]
+        return model.logits(hidden.to(model.device))[0]
 
 
 def generate(

@@ -19,6 +19,8 @@ class KVCache:
     ----------
     layers, kv_heads, head_dim : int
         LLM dimensions.
+    device : device, or a sequence of them
+        Where all layers' buffers are made, or each layer's.
     capacity : int
         Tokens per layer to allocate.
     """
@@ -30,10 +32,12 @@ class KVCache:
         head_dim: int,
         *,
         dtype: torch.dtype,
-        device: torch.device | str,
+        device: torch.device | str | Sequence[torch.device],
         capacity: int,
     ) -> None:
-        self.kv_heads, self.head_dim, self.dtype, self.device = kv_heads, head_dim, dtype, torch.device(device)
+        self.kv_heads, self.head_dim, self.dtype = kv_heads, head_dim, dtype
+        each = [device] * layers if isinstance(device, torch.device | str) else device
+        self.devices = [torch.device(one) for one in each]
         self.capacity = capacity
         self._capacity = [capacity] * layers
         self._keys: list[Tensor | None] = [None] * layers
@@ -80,7 +84,7 @@ class KVCache:
 
         ``capacity`` in tokens: what stays is moved into buffers of that size and the larger ones are freed.
         """
-        m = indices.numel()
+        m, indices = indices.numel(), indices.to(self.devices[layer])
         if self._keys[layer] is not None:
             k, v = (t.index_select(2, indices) for t in self._buffers(layer))
             self._lengths[layer] = 0
@@ -93,7 +97,7 @@ class KVCache:
     def copy(self, layers: int, capacity: int) -> KVCache:
         """Return a cache of ``capacity`` with copies of what the first ``layers`` layers hold."""
         new = KVCache(
-            len(self), self.kv_heads, self.head_dim, dtype=self.dtype, device=self.device, capacity=capacity
+            len(self), self.kv_heads, self.head_dim, dtype=self.dtype, device=self.devices, capacity=capacity
         )  # fmt: skip
         for layer in range(layers):
             if (length := self._lengths[layer]) > 0:
@@ -116,7 +120,7 @@ class KVCache:
 
     def _allocate(self, layer: int, capacity: int) -> None:
         shape = (1, self.kv_heads, capacity, self.head_dim)
-        new = [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2)]
+        new = [torch.empty(shape, dtype=self.dtype, device=self.devices[layer]) for _ in range(2)]
         length = self._lengths[layer]
         for buffer, old in zip(new, (self._keys[layer], self._values[layer]), strict=True):
             if old is not None:

@@ -255,13 +255,14 @@ def _by_chunk(
     """Run rows, which are the prompt's from ``first`` on, through the first layers; return the last hidden state, or
     the ``whole`` of them."""
     size = embeds.shape[0]
-    out = torch.empty_like(embeds) if whole else embeds[:0]
+    out = torch.empty_like(embeds, device=model.layer_devices[layers - 1]) if whole else embeds[:0]
     for begin in range(0, size, chunk):
         end = min(begin + chunk, size)
         hidden = embeds[begin:end]
         rope = model.rope(position_ids[:, begin:end])
         for layer in range(layers):
             ask = watch is not None and end == size and layer in watch.layers
+            hidden, rope = model.bring(layer, hidden, rope)
             hidden, attention = model.layer(layer, hidden, rope, cache, last_attention=ask)
             if watch is not None:
                 watch.add(attention, layer)
@@ -270,7 +271,7 @@ def _by_chunk(
         if whole:
             out[begin:end] = hidden
         else:
-            out = hidden[-1:]
+            out = hidden[-1:].to(model.device)
         report(end / size)
     return out
 
@@ -281,7 +282,7 @@ def _add_extra(hidden: Tensor, features: Tensor, span: slice, begin: int) -> Ten
     if first >= last:
         return hidden
     hidden = hidden.clone()
-    hidden[first - begin : last - begin] += features[first - span.start : last - span.start].to(hidden.dtype)
+    hidden[first - begin : last - begin] += features[first - span.start : last - span.start].to(hidden)
     return hidden
 
 
@@ -318,6 +319,7 @@ class _Pruned:
             if not alone:
                 self.cache.reserve(layer, hidden.shape[0] + spare)
             rows_at = (behind, 0) if alone else (0, behind)
+            hidden, rope = model.bring(layer, hidden, rope)
             attention = self._read(layer, hidden, rope, rows_at, (span, extra))
             self.report(max(prefix.rows / rows * prefix.layers, layer + 1) / depth)
             ran.append((held[layer], kept, span))
@@ -335,6 +337,7 @@ class _Pruned:
                     attention = attention[held[layer] + span.start : held[layer] + span.stop]
                 else:
                     attention = None
+                attention = None if attention is None else attention.to(model.device)
                 view = LayerView(layer, depth, hidden[span], attention, media, self.entered, self.encoded)
                 keep = kept[:0] if layer == late else _checked(self.pruner.prune(layer, view), len(media), layer)
             if keep.numel() == len(media):
@@ -346,6 +349,7 @@ class _Pruned:
                     torch.arange(span.stop, hidden.shape[0], device=keep.device),
                 ]
             )
+            index = index.to(hidden.device)
             hidden, rope = hidden[index], model.take(rope, index)
             behind -= len(media) - keep.numel() if behind else 0
             kept, media = kept[keep], media.select(Selection(keep))
@@ -353,7 +357,7 @@ class _Pruned:
             span = slice(span.start, span.start + keep.numel())
             levels.append((layer + 1, *_counted(media)))
         self._settle(ran, kept, late, spare)
-        return PrefillResult(model.logits(hidden[-1:])[0], levels, kept)
+        return PrefillResult(model.logits(hidden[-1:].to(model.device))[0], levels, kept)
 
     def _read(
         self, layer: int, hidden: Tensor, rope: Any, rows_at: tuple[int, int], extra: tuple[slice, Tensor | None]

@@ -25,7 +25,8 @@ class LayerView:
     layer, depth : int
         The layer just run, and how many there are.
     hidden : Tensor (n, D)
-        Hidden states of the media tokens still present, after the layer.
+        Hidden states of the media tokens still present, after the layer, on its card: with several cards the other
+        fields may be on another one.
     attention : Tensor (n,) float32 or None
         Attention of the prompt's last token to them in this layer, mean over heads; sums to less than 1, text has the
         rest. Only with ``"last_query_attention"`` or ``"output_attention"`` in the method's ``needs``.

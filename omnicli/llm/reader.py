@@ -60,7 +60,7 @@ class Reader:
         report = progress or (lambda _: None)
         if prefix is None:
             cache = KVCache(
-                model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=model.device,
+                model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=model.layer_devices,
                 capacity=size + room,
             )  # fmt: skip
             prefix = read_prefix(

@@ -44,6 +44,7 @@ class Watch:
         if attention is None or layer not in self.layers:
             return
         media = self.held[layer] if media is None else media
+        attention = attention.to(media.device)  # layers may be on other cards
         if self._sum is None:
             self._sum = torch.zeros(self.count, dtype=torch.float32, device=attention.device)
         self._sum.index_add_(0, media, attention[self.first : self.first + media.numel()])

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from omnicli.cards import split
 from omnicli.errors import ModelError
 from omnicli.models.shelf import Shelf
 from omnicli.timescale import EPSILON
@@ -261,7 +262,7 @@ class OmniModel(abc.ABC):
     fingerprint : str or None
         Equal for equal checkpoints, whatever they are called; None for random weights.
     device, dtype
-        Where the model computes, and in what the weights are.
+        Where the model computes (the first card, if its layers are on several), and in what the weights are.
     quantized : str
         In what the weights of the LLM's layers are instead: ``int8``, ``int4`` or ``none``.
     hidden_size, intermediate_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
@@ -293,6 +294,7 @@ class OmniModel(abc.ABC):
     routed: int = 0
     quantized: str = "none"
     _shelves: Mapping[Part, Shelf] = MappingProxyType({})
+    _spread: tuple[torch.device, ...] = ()
 
     name: str
     revision: str
@@ -389,6 +391,52 @@ class OmniModel(abc.ABC):
                 shelf.put_back()
         if part in self._shelves:
             self._shelves[part].fetch(self.device)
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Return the LLM's layers, first to last, each with all its weights; only `spread` needs them."""
+        raise ModelError(
+            f"{self.name}: {self.family} cannot be on several cards: it does not tell the LLM's layers from the rest"
+        )
+
+    def spread(self, cards: Sequence[torch.device], free: Sequence[int]) -> None:
+        """Move the weights to several cards: the LLM's layers in blocks, in order, everything else to the first.
+
+        Parameters
+        ----------
+        cards : sequence of device
+            With their indices.
+        free : sequence of int
+            Free bytes of each; see `omnicli.cards.split`.
+        """
+        layers, modules = self.layers(), [module for part in self.weights().values() for module in part]
+        each, every = (sum(map(_stored, some)) for some in (layers, modules))
+        counts = split(len(layers), each // len(layers), every - each, free)
+        self._spread = tuple(card for card, count in zip(cards, counts, strict=True) for _ in range(count))
+        for layer, card in zip(layers, self._spread, strict=True):
+            layer.to(card)
+        inside = {id(module) for layer in layers for module in layer.modules()}
+        for module in (m for top in modules for m in top.modules() if id(m) not in inside):
+            module._apply(lambda tensor: tensor.to(cards[0]), recurse=False)
+        self.device = cards[0]
+
+    @property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """Where each layer of the LLM computes, and its keys and values are."""
+        return self._spread or (self.device,) * self.depth
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Return all devices that hold the model, `device` first."""
+        return tuple(dict.fromkeys((self.device, *self._spread)))
+
+    def bring(self, index: int, hidden: Tensor, rope: Any) -> tuple[Tensor, Any]:
+        """Return hidden states and rotary values where layer ``index`` computes: as they are, but at a card's border.
+
+        Rotary values are the pair of `take`.
+        """
+        if not self._spread or hidden.device == (there := self._spread[index]):
+            return hidden, rope
+        return hidden.to(there), tuple(part.to(there) for part in rope)
 
     # ---- media ----
 
@@ -520,3 +568,8 @@ class OmniModel(abc.ABC):
     @abc.abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (n, vocab) float32 of last-layer hidden states (n, D): final norm and head."""
+
+
+def _stored(module: nn.Module) -> int:
+    """Return the bytes of a module's weights and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

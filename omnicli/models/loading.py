@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnicli import fingerprint, registry
+from omnicli import cards, fingerprint, registry
 from omnicli.errors import ModelError, UnknownFamilyError, near_names
 from omnicli.lazy import torch
 from omnicli.models import checkpoint, hub
@@ -56,7 +56,8 @@ def load_model(
         ``pocket``, another short name, a folder, a hub id in the local cache, either with ``@REVISION`` or not, or
         ``dummy:NAME[,layers=N][,scale=F]`` for the architecture with random weights (fewer layers, smaller widths).
     device : str
-        ``auto`` is CUDA if there is one, else the CPU.
+        ``auto`` is one card if there is one, else the CPU; ``cuda:0,cuda:1`` or ``cuda:all``: several cards, the LLM's
+        layers spread over them (`OmniModel.spread`), by way of host memory.
     dtype : str
         ``auto`` is bfloat16 on CUDA and float32 on a CPU.
     quantize : str
@@ -71,12 +72,15 @@ def load_model(
         that is not installed, nothing to offload from.
     """
     name = str(name)
-    where = resolve_device(device)
+    where, *others = devices = resolve_devices(device)
     what = resolve_dtype(dtype, where)
     if offload and where.type == "cpu":
         raise ModelError(NO_OFFLOAD)
+    if offload and others:
+        raise ModelError(cards.ALONE)
+    home = torch.device("cpu") if offload or others else where
     if name.startswith("dummy:"):
-        model = _dummy(name, where, what, quantize)
+        model = _dummy(name, home if others else where, what, quantize, where)
     else:
         folder, revision = find_folder(name)
         family = find_family(name, folder)
@@ -85,13 +89,14 @@ def load_model(
             raise ModelError(f"{name}: the checkpoint is quantised already; leave out --quantize {quantize}")
         checkpoint.check_weights(name, folder)
         known_by = fingerprint.checkpoint(folder)  # before loading: what is read later may be newer, never older
-        home = torch.device("cpu") if offload else where
         options = _quantizer(name, family.load, quantize, where, home)
         model = family.load(folder, name=name, revision=revision, device=home, dtype=what, **options)
         model.fingerprint = known_by
     model.quantized = quantize
     if offload:
         model.offload(where)
+    if others:
+        model.spread(devices, [torch.cuda.mem_get_info(card)[0] for card in devices])
     return model
 
 
@@ -202,6 +207,14 @@ def _families(model_type: str = "", unusable: list[ModelError] | None = None) ->
                 unusable.append(error)
 
 
+def resolve_devices(device: str) -> list[torch.device]:
+    """Return the cards meant by ``cuda:0,cuda:1`` or ``cuda:all``, or the one device of `resolve_device`."""
+    if not cards.several(device):
+        return [resolve_device(device)]
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cuda", number) for number in cards.numbers(device, there)]
+
+
 def resolve_device(device: str) -> torch.device:
     """Return the device meant by ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; `ModelError` if it is not there."""
     if device == "auto":
@@ -209,7 +222,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise ModelError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N") from None
+        raise ModelError(f"unknown device {device!r}; use {cards.NAMES}") from None
     if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
         raise ModelError(f"device {device} is not available; {torch.cuda.device_count()} CUDA devices found, use cpu")
     return found
@@ -300,7 +313,7 @@ def _family(name: str, config: dict[str, Any]) -> type[OmniModel]:
     )
 
 
-def _dummy(name: str, device: torch.device, dtype: torch.dtype, quantize: str) -> OmniModel:
+def _dummy(name: str, device: torch.device, dtype: torch.dtype, quantize: str, computes: torch.device) -> OmniModel:
     size, *sizes = name.removeprefix("dummy:").split(",")
     unusable: list[ModelError] = []
     found = {dummy: family for family in _families("", unusable) for dummy in family.dummies}
@@ -322,7 +335,7 @@ def _dummy(name: str, device: torch.device, dtype: torch.dtype, quantize: str) -
             pass
         raise ModelError(f"{name}: cannot read {option!r}; options are layers=N and scale=F")
     family = found[size.lower()]
-    options = _quantizer(name, family.dummy, quantize, device, device)
+    options = _quantizer(name, family.dummy, quantize, computes, device)
     return family.dummy(
         family.dummies[size.lower()], name=name, device=device, dtype=dtype, layers=layers, scale=scale, **options
     )

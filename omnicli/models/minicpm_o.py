@@ -143,6 +143,10 @@ class MiniCPMO(OmniModel):
         p = self.parts
         return {"encoders": [p.vpm, p.resampler, p.apm, p.audio_projection_layer], "llm": [p.llm]}
 
+    def layers(self) -> Sequence[torch.nn.Module]:
+        """See `OmniModel.layers`."""
+        return self._text.layers
+
     # ---- pictures and sound ----
 
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:

@@ -208,6 +208,10 @@ class QwenOmni(OmniModel):
         """See `OmniModel.weights`."""
         return {"encoders": [self._visual, self._audio], "llm": [self._text, self.thinker.lm_head]}
 
+    def layers(self) -> Sequence[torch.nn.Module]:
+        """See `OmniModel.layers`."""
+        return self._text.layers
+
     # ---- pictures ----
 
     @torch.no_grad()

@@ -78,6 +78,7 @@ PLAN: dict[str, Any] = {
     ),
     "peak": {"host_bytes": int, "host_above_libraries_bytes": int, "device_bytes": OPTIONAL},
     "free": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},
+    "cards": list,
     "decode_cpu_s_estimate": NUMBER,
     "fits": bool,
     "problems": list,

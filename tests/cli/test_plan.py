@@ -130,3 +130,19 @@ def test_bits_and_offloading_are_planned(omni, film, free, monkeypatch):
     away = json.loads(omni("plan", film, *model, "--offload", "--json").out)
     assert away["model"]["offload"] and away["peak"]["device_bytes"] < 24 << 30
     assert "of the encoders in turn with the LLM" in omni("plan", film, *model, "--offload").out
+
+
+def test_cards_are_told_one_by_one(omni, film, free, monkeypatch):
+    one = machine.Device(0, "a card", 48 << 30, 48 << 30)
+    monkeypatch.setattr(machine, "devices", lambda: [one, machine.Device(1, "another", 48 << 30, 48 << 30)])
+    call = ("plan", film, "--model", "qwen2.5-omni-7b", "--preset", "avoc", "--device", "cuda:0,cuda:1")
+    value = json.loads(omni(*call, "--json").out)
+    assert schema.problems(value, schema.PLAN) == []
+    assert [card["device"] for card in value["cards"]] == ["cuda:0 a card", "cuda:1 another"]
+    assert sum(card["layers"] for card in value["cards"]) == 28
+    assert sum(card["peak_bytes"] for card in value["cards"]) == value["peak"]["device_bytes"]
+    assert "cuda:1 another" in omni(*call).out and " layers, " in omni(*call).out
+    result = omni(*call[:-1], "cuda:0,cpu")
+    assert result.code == 5 and result.err.count("\n") == 1 and "'cpu' is not one of several cards" in result.err
+    set_so = omni(*call[:-2], "--set", "device=cuda:0,cuda:1", "--json")
+    assert json.loads(set_so.out)["cards"] == value["cards"]

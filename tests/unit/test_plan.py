@@ -222,7 +222,7 @@ def test_memory_decides_and_fit_never_takes_another_model(film, room):
     assert plan.fits and plan.dtype == "bfloat16" and plan.device > plan.parts["weights"] > 16 * GIB
     room(card=12 * GIB)
     plan = planning.make_plan(info, settings)
-    assert not plan.fits and "on a card, where 12.0 GiB are free" in plan.problems[0]
+    assert not plan.fits and "on cuda:0 a card, where 12.0 GiB are free" in plan.problems[0]
     found = fit.changes(info, settings, plan)
     assert [c.text for c in found] == ["--quantize int8", "--model qwen2.5-omni-3b"]
     with pytest.raises(MemoryLimitError):
@@ -269,6 +269,39 @@ def test_offloading_keeps_one_part_on_the_card_and_all_on_the_host(film, room):
     assert changed.offload and "--offload" in note
     with pytest.raises(ModelError, match="no device to offload from"):
         planning.make_plan(info, dataclasses.replace(settings, device="cpu", offload=True))
+
+
+def test_several_cards_are_planned_one_by_one(film, room, monkeypatch):
+    info, settings = probe(film), config("qwen3-omni-30b", "avoc", device="auto")
+    room(host=200 * GIB, card=48 * GIB)
+    one = machine.Device(0, "a card", 48 * GIB, 48 * GIB)
+    monkeypatch.setattr(machine, "devices", lambda: [one, dataclasses.replace(one, index=1)])
+    plan = planning.make_plan(info, settings)
+    assert not plan.fits and [on.layers for on in plan.cards] == [48]
+    change = fit.changes(info, settings, plan)[0]
+    assert change.text == "--device cuda:all" and change.plan.fits and change.config.device == "cuda:all"
+    both = planning.make_plan(info, dataclasses.replace(settings, device="cuda:0,cuda:1"))
+    assert both.cards == change.plan.cards and both.parts == plan.parts
+    first, second = both.cards
+    assert 0 < first.layers < second.layers and first.layers + second.layers == 48
+    assert both.device == first.peak + second.peak and both.device_name == "cuda:0 a card, cuda:1 a card"
+    # Each has its own context, and working memory of the layers; the rest is there once.
+    again = both.parts["prefill"] + planning.CUDA_CONTEXT_BYTES
+    assert abs(both.device - plan.device - again) < 48
+    assert both.host >= both.parts["weights"] + planning.LIBRARIES_BYTES
+    monkeypatch.setattr(machine, "devices", lambda: [one, dataclasses.replace(one, index=1, free_bytes=1 * GIB)])
+    tight = planning.make_plan(info, dataclasses.replace(settings, device="cuda:1,cuda:0"))
+    assert [on.name[:6] for on in tight.cards] == ["cuda:1", "cuda:0"]
+    assert not tight.fits and any("cuda:1 a card" in problem for problem in tight.problems)
+    for device, words in (
+        ("cuda:0,cuda:2", "not available"),
+        ("cuda:0,cpu", "'cpu' is not"),
+        ("cuda:0,cuda:0", "twice"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            planning.make_plan(info, dataclasses.replace(settings, device=device))
+    with pytest.raises(ModelError, match="several cards and --offload"):
+        planning.make_plan(info, dataclasses.replace(settings, device="cuda:all", offload=True))
 
 
 def test_bad_input_is_told(film, room, tmp_path):
