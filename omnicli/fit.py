@@ -55,7 +55,7 @@ def changes(info: MediaInfo, config: Config, plan: Plan, limit: int = 3) -> list
 
     Of each kind the first step that fits: more cards and offloading, which change no answer; a smaller budget, fewer
     frames, smaller frames, a shorter span; the LLM's weights in fewer bits, a smaller model, half the precision. Where
-    none of them is enough, each together with a smaller budget; then with half the precision, fewer bits and offloading,
+    none of them is enough, each together with a smaller budget; then with half the precision, fewer bits, offloading,
     one after the other.
     """
     for before, base in _bases(config, plan):
