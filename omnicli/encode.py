@@ -23,7 +23,8 @@ from omnicli.errors import MediaError
 from omnicli.media import audio, sampling
 from omnicli.media.container import DecodeStats
 from omnicli.media.pieces import Decoder, PictureStream, Piece, SoundStream
-from omnicli.models.base import EncodedAudio, EncodedClip, EncodedVideo, OmniModel
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import EncodedAudio, EncodedClip, EncodedVideo
 from omnicli.types import MediaUsed
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def encode(decoding: Decoding, *, capture: frozenset[str], progress: Progress) -
     Parameters
     ----------
     capture : frozenset of str
-        What the encoders shall compute besides (`omnicli.models.base.CAPTURES`).
+        What the encoders shall compute besides (`omnicli.models.parts.CAPTURES`).
 
     Raises
     ------

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from omnicli.llm.decode import Generation
     from omnicli.llm.prefill import PrefillResult
     from omnicli.llm.watch import Watch
-    from omnicli.models.base import EncodedClip, OmniModel
+    from omnicli.models.base import OmniModel
+    from omnicli.models.parts import EncodedClip
     from omnicli.timing import Times
 
 

@@ -12,7 +12,8 @@ from omnicli.encode import Decoding, Encoded, Progress, encode
 from omnicli.media import subtitles
 from omnicli.media.pieces import HERE, Decoder
 from omnicli.media.probe import MediaInfo, probe
-from omnicli.models.base import CAPTURES, OmniModel
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import CAPTURES
 from omnicli.timing import StageClock, Times
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from omnicli.config import Config
     from omnicli.encode import Progress
     from omnicli.media.probe import MediaInfo
-    from omnicli.models.base import EncodedClip, OmniModel
+    from omnicli.models.base import OmniModel
+    from omnicli.models.parts import EncodedClip
 
 OnText = Callable[[int, str], None]
 

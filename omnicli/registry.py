@@ -34,8 +34,8 @@ METHOD_HELPERS = frozenset(
 MODEL_HELPERS = frozenset(
     {
         "account", "attention", "base", "chat", "checkpoint", "dummy", "hub", "layout", "loading", "mel",
-        "minicpm_o_towers", "minicpm_o_weights", "preprocessing", "quantize", "quantize_loading", "qwen_omni", "shelf",
-        "towers", "verify",
+        "minicpm_o_towers", "minicpm_o_weights", "parts", "preprocessing", "quantize", "quantize_loading", "qwen_omni",
+        "shelf", "towers", "verify",
     }
 )  # fmt: skip
 """Modules in ``models/`` that are no families."""

@@ -15,7 +15,8 @@ from omnicli import pipeline
 from omnicli.encode import Progress
 from omnicli.errors import MemoryLimitError
 from omnicli.llm.reader import Reader
-from omnicli.models.base import CAPTURES, KEYS, SALIENCIES, OmniModel
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import CAPTURES, KEYS, SALIENCIES
 from omnicli.types import Answer
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """How much a film's clock is slowed so that its positions stay inside the range a model was trained on. Numbers only.
 
 A factor depends on the film and the settings, never on a question: questions about one film read the same positions,
-and what they share is read once. What is multiplied is in `omnicli.models.base.EncodedClip.scaled`.
+and what they share is read once. What is multiplied is in `omnicli.models.parts.EncodedClip.scaled`.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def classes() -> tuple[type, ...]:
     from omnicli.encode import Encoded
     from omnicli.media.frames import FrameTable
     from omnicli.media.probe import AudioStream, MediaInfo, SubtitleStream, VideoStream
-    from omnicli.models.base import EncodedClip
+    from omnicli.models.parts import EncodedClip
     from omnicli.types import MediaTokens, MediaUsed
 
     return Encoded, EncodedClip, MediaTokens, MediaUsed, MediaInfo, VideoStream, AudioStream, SubtitleStream, FrameTable

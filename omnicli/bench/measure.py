@@ -22,7 +22,8 @@ from omnicli import pipeline
 from omnicli.bench import memory
 from omnicli.bench.memory import Peaks
 from omnicli.bench.rig import Rig
-from omnicli.models.base import CAPTURES, SALIENCIES, OmniModel
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import CAPTURES, SALIENCIES
 from omnicli.timing import PARTS, Times
 
 if TYPE_CHECKING:

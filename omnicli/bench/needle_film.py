@@ -25,7 +25,8 @@ from omnicli.media import audio, sampling, video
 from omnicli.media.audio import SAMPLE_RATE
 from omnicli.media.pieces import batched
 from omnicli.media.probe import MediaInfo
-from omnicli.models.base import PAIR_SALIENCY, EncodedAudio, EncodedClip, EncodedVideo, OmniModel
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import PAIR_SALIENCY, EncodedAudio, EncodedClip, EncodedVideo
 from omnicli.timing import Times
 from omnicli.types import MediaTokens, MediaUsed, Modality
 

@@ -28,7 +28,8 @@ from omnicli.encode import Progress
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError, UsageError
 from omnicli.journal import JsonLines
 from omnicli.media.probe import MediaInfo
-from omnicli.models.base import CAPTURES, SALIENCIES, OmniModel
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import CAPTURES, SALIENCIES
 from omnicli.settings import MediaConfig
 from omnicli.train.pocket_eval import wilson
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnicli.models.base import EncodedAudio, OmniModel
+from omnicli.models.base import OmniModel
 from omnicli.models.mel import DYNAMIC_RANGE, HOP, SAMPLE_RATE, SILENCE, WINDOW, LogMel, mel_frame_count
+from omnicli.models.parts import EncodedAudio
 
 _MARGIN = WINDOW + HOP  # samples: more than any mel frame reaches
 _FEED = 30 * SAMPLE_RATE  # samples fed at a time: bounds the working memory over an hour

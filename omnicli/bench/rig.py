@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnicli.models.base import ModelInput, OmniModel
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import ModelInput
 
 
 class Rig:

@@ -9,7 +9,7 @@ import torch
 
 from omnicli.contract.trial import FRAMES, QUESTION, RATE, SECONDS, Trial, close, joined
 from omnicli.errors import ModelError
-from omnicli.models.base import CAPTURES, KEYS, EncodedAudio, EncodedVideo
+from omnicli.models.parts import CAPTURES, KEYS, EncodedAudio, EncodedVideo
 from omnicli.types import Modality
 
 

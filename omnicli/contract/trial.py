@@ -12,7 +12,8 @@ from torch import Tensor
 
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
-from omnicli.models.base import EncodedAudio, EncodedClip, EncodedVideo, ModelInput, OmniModel
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import EncodedAudio, EncodedClip, EncodedVideo, ModelInput
 from omnicli.types import MediaTokens
 
 Stock = Callable[[ModelInput, MediaTokens], Tensor]

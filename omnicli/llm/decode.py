@@ -17,7 +17,8 @@ from omnicli.llm.kv import KVCache
 from omnicli.llm.watch import Watch
 
 if TYPE_CHECKING:
-    from omnicli.models.base import OmniModel, Tokenizer
+    from omnicli.models.base import OmniModel
+    from omnicli.models.parts import Tokenizer
 
 _UNFINISHED = "\ufffd"
 

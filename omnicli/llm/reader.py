@@ -16,7 +16,8 @@ from omnicli.llm.pruning import LayerPruner
 
 if TYPE_CHECKING:
     from omnicli.llm.watch import Watch
-    from omnicli.models.base import ModelInput, OmniModel
+    from omnicli.models.base import OmniModel
+    from omnicli.models.parts import ModelInput
     from omnicli.timing import StageClock
     from omnicli.types import MediaTokens
 

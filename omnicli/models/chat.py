@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from omnicli.errors import ModelError
-from omnicli.models.base import Prompt
+from omnicli.models.parts import Prompt
 
 
 def qwen_template(video: str, audio: str, system: str | None = None) -> str:
@@ -51,7 +51,7 @@ _STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 class TextTokenizer:
-    """A Hugging Face tokenizer reduced to `omnicli.models.base.Tokenizer`; the whole one is ``hf``."""
+    """A Hugging Face tokenizer reduced to `omnicli.models.parts.Tokenizer`; the whole one is ``hf``."""
 
     def __init__(self, hf: Any) -> None:
         self.hf = hf

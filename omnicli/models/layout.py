@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnicli.models.base import EncodedAudio, EncodedClip, EncodedVideo
+from omnicli.models.parts import EncodedAudio, EncodedClip, EncodedVideo
 from omnicli.types import MediaTokens, Modality
 
 _TIME_EPSILON = 1e-6  # seconds: a frame at 1.9999999 s from a rational time base is meant to be at 2 s

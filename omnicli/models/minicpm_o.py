@@ -35,22 +35,12 @@ from omnicli.errors import ModelError, near_names
 from omnicli.models import chat, layout
 from omnicli.models import minicpm_o_weights as weights
 from omnicli.models.attention import causal_attention, last_query_attention
-from omnicli.models.base import (
-    KEYS,
-    SALIENCY,
-    AudioEncoder,
-    EncodedAudio,
-    EncodedClip,
-    EncodedVideo,
-    Grain,
-    OmniModel,
-    Part,
-    Prompt,
-)
+from omnicli.models.base import OmniModel, Part
 from omnicli.models.dummy import filled, unfilled_model, weightless_model
 from omnicli.models.facts.minicpm_o import AUDIO, FACTS, PIECE_S, VERSION
 from omnicli.models.mel import SILENCE
 from omnicli.models.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder
+from omnicli.models.parts import KEYS, SALIENCY, AudioEncoder, EncodedAudio, EncodedClip, EncodedVideo, Grain, Prompt
 
 if TYPE_CHECKING:
     from omnicli.models.quantize import Quantizer

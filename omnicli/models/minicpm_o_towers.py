@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from omnicli.models import layout
 from omnicli.models.attention import received_attention
-from omnicli.models.base import KEYS, SALIENCY, AudioEncoder, EncodedAudio, EncodedVideo
 from omnicli.models.facts.minicpm_o import PIECE_S
 from omnicli.models.mel import HOP, SAMPLE_RATE, WINDOW, LogMel, log_mel, normalise_log_mel
 from omnicli.models.minicpm_o_weights import Parts, Settings
+from omnicli.models.parts import KEYS, SALIENCY, AudioEncoder, EncodedAudio, EncodedVideo
 
 PIECE = PIECE_S * SAMPLE_RATE
 """Samples of a piece of sound."""

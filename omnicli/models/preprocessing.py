@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnicli.models.base import AudioEncoder, EncodedAudio
 from omnicli.models.mel import LogMel, normalise_log_mel
+from omnicli.models.parts import AudioEncoder, EncodedAudio
 
 
 class WindowedAudioEncoder(AudioEncoder):

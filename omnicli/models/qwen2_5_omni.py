@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from omnicli.errors import ModelError
 from omnicli.models import chat, layout
-from omnicli.models.base import EncodedAudio, EncodedVideo
 from omnicli.models.dummy import Shrink, byte_tokenizer, size_of, special_ids
 from omnicli.models.facts.qwen2_5_omni import AUDIO, FACTS, MAX_POSITION, SIZES, VISION
+from omnicli.models.parts import EncodedAudio, EncodedVideo
 from omnicli.models.qwen_omni import QwenOmni, require_transformers
 from omnicli.models.towers import picture_captures, sound_captures, sound_layers, split
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnicli.models import chat
-from omnicli.models.base import EncodedAudio, EncodedVideo
 from omnicli.models.dummy import Shrink, byte_tokenizer, size_of, special_ids
 from omnicli.models.facts.qwen3_omni_moe import AUDIO, FACTS, SIZES, TOKENS_PER_SECOND, VISION
+from omnicli.models.parts import EncodedAudio, EncodedVideo
 from omnicli.models.qwen_omni import QwenOmni, require_transformers
 from omnicli.models.towers import picture_captures, sound_captures, sound_layers
 

@@ -21,20 +21,11 @@ from torch import Tensor
 from omnicli.errors import ModelError
 from omnicli.models import chat, checkpoint, layout
 from omnicli.models.attention import causal_attention, last_query_attention
-from omnicli.models.base import (
-    AudioEncoder,
-    EncodedAudio,
-    EncodedClip,
-    EncodedVideo,
-    Grain,
-    ModelInput,
-    OmniModel,
-    Part,
-    Prompt,
-)
+from omnicli.models.base import OmniModel, Part
 from omnicli.models.dummy import Shrink, random_model
 from omnicli.models.facts.qwen_omni import QwenOmniFacts
 from omnicli.models.mel import log_mel_maximum
+from omnicli.models.parts import AudioEncoder, EncodedAudio, EncodedClip, EncodedVideo, Grain, ModelInput, Prompt
 from omnicli.models.preprocessing import WindowedAudioEncoder
 from omnicli.types import MediaTokens
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from omnicli.models.attention import received_attention
-from omnicli.models.base import KEYS, PAIR_SALIENCY, POOLED_SALIENCY, SALIENCIES, SALIENCY
+from omnicli.models.parts import KEYS, PAIR_SALIENCY, POOLED_SALIENCY, SALIENCIES, SALIENCY
 
 
 def split(x: Tensor, span: tuple[int, int, int]) -> Tensor:

@@ -78,7 +78,7 @@ def evaluate(
     from omnicli import pipeline
     from omnicli.config import load_config
     from omnicli.errors import UsageError
-    from omnicli.models.base import SALIENCIES
+    from omnicli.models.parts import SALIENCIES
 
     configs = [load_config(name, list(overrides)) for name, overrides in presets]
     if any(config.media != configs[0].media for config in configs):

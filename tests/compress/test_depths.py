@@ -14,7 +14,7 @@ from omnicli.compress.chain import Chain
 from omnicli.errors import ConfigError
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
-from omnicli.models.base import CAPTURES, KEYS, EncodedAudio, EncodedVideo
+from omnicli.models.parts import CAPTURES, KEYS, EncodedAudio, EncodedVideo
 from omnicli.types import Modality
 from tests import tiny, tiny_minicpm, tiny_qwen3
 from tests.compress.test_presets import REFUSED

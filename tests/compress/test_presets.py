@@ -11,7 +11,7 @@ from omnicli.errors import ModelError
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
-from omnicli.models.base import CAPTURES
+from omnicli.models.parts import CAPTURES
 from omnicli.types import Modality
 from tests import tiny, tiny_minicpm, tiny_qwen3
 

@@ -19,7 +19,7 @@ from omnicli.llm import decode, kv, prefill, reader, watch
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.reader import Reader
 from omnicli.llm.watch import Watch
-from omnicli.models import base
+from omnicli.models import base, parts
 from omnicli.models.loading import load_model
 from omnicli.types import Modality
 from tests import tiny, tiny_minicpm, tiny_qwen3
@@ -81,7 +81,7 @@ def on_first_card(clip):
 @pytest.mark.parametrize(("preset", "family", "layers"), CASES)
 def test_answers_are_those_of_one_card_to_the_bit(preset, family, layers):
     omni, chosen = FAMILIES[family].model(layers=layers), load_config(preset).compressor
-    clip = clip_of(omni, chosen.needs & base.CAPTURES)
+    clip = clip_of(omni, chosen.needs & parts.CAPTURES)
     expected = converse(omni, clip, chosen)
     with cards() as seen:
         spread(omni, 1, layers // 2)

@@ -29,8 +29,8 @@ from omnicli.encode import Encoded
 from omnicli.errors import MediaError
 from omnicli.media.frames import FrameTable
 from omnicli.media.probe import AudioStream, MediaInfo, SubtitleStream, VideoStream, probe
-from omnicli.models.base import EncodedClip
 from omnicli.models.loading import load_model
+from omnicli.models.parts import EncodedClip
 from omnicli.settings import MediaConfig
 from omnicli.timing import StageClock
 from omnicli.types import MediaTokens, MediaUsed

@@ -19,8 +19,8 @@ from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.llm.pruning import LayerView
-from omnicli.models.base import CAPTURES, EncodedAudio, EncodedVideo
 from omnicli.models.loading import load_model
+from omnicli.models.parts import CAPTURES, EncodedAudio, EncodedVideo
 from omnicli.timing import Times
 from omnicli.types import MediaTokens, MediaUsed, Modality, Selection
 from tests import tiny, tiny_minicpm, tiny_qwen3
