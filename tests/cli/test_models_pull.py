@@ -103,8 +103,14 @@ def test_a_connection_that_breaks_is_taken_up_again(pull, server, cache, files):
 
 def test_an_interrupted_pull_goes_on_where_it_stopped(pull, omni_process, server, env, cache, files):
     server.stall = CHUNK + 1000
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored\n"
+        "from omnicli.cli.main import main\n"
+        "main(sys.argv[1:])\n"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "omnicli.cli.main", "models", "pull", NAME],
+        [sys.executable, "-c", script, "models", "pull", NAME],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **env},
     )  # fmt: skip
     deadline = time.monotonic() + 60
