@@ -1,6 +1,7 @@
 """Time from `look` to the first token with and without the cache of encoded films, each run in a process of its own.
 
     python benchmarks/cache.py --minutes 5 --preset avoc --preset avoc:avoc.tokens=512 --out FILE.json
+    python benchmarks/cache.py --footage --minutes 60 --preset avoc --runs 2
 
 Runs alternate between decoding the film (no cache at all) and reading what a run before them kept. What the question
 costs (choosing tokens, prefill) is the same in both and bounds the ratio; `look` alone is told beside it.
@@ -86,19 +87,26 @@ def compare(film: Path, question: str, preset: str, model: str, runs: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0, help="length of the generated film")
+    parser.add_argument(
+        "--footage", action="store_true", help="720p at 25 fps, the film of decode.py"
+    )
     parser.add_argument("--file", type=Path, help="measure on this film instead")
     parser.add_argument("--preset", action="append", help="NAME or NAME:KEY=VALUE; repeatable")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     options = parser.parse_args()
+    import decode  # beside this file
+
     from omnicli.train.films import write_film
     from omnicli.train.world import make_film
 
     made = make_film(77, options.minutes * 60)
     with tempfile.TemporaryDirectory(prefix="omni-film-") as folder:
         film = options.file or Path(folder) / "film.mp4"
-        if options.file is None:
+        if options.footage:
+            decode.make_film(decode.find_ffmpeg(), film, options.minutes, "footage")
+        elif options.file is None:
             write_film(made, film, fps=4.0)
         presets = options.preset or ["avoc", "avoc-10", "avoc:avoc.tokens=512"]
         rows = [compare(film, made.questions[0].text, p, options.model, options.runs) for p in presets]
@@ -106,6 +114,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "model": options.model,
+        "film": "file" if options.file else "720p footage" if options.footage else "generated",
         "minutes": None if options.file else options.minutes,
         "runs": options.runs,
         "rows": rows,
