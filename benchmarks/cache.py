@@ -87,9 +87,7 @@ def compare(film: Path, question: str, preset: str, model: str, runs: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0, help="length of the generated film")
-    parser.add_argument(
-        "--footage", action="store_true", help="720p at 25 fps, the film of decode.py"
-    )
+    parser.add_argument("--footage", action="store_true", help="720p at 25 fps, the film of decode.py")
     parser.add_argument("--file", type=Path, help="measure on this film instead")
     parser.add_argument("--preset", action="append", help="NAME or NAME:KEY=VALUE; repeatable")
     parser.add_argument("--model", default="pocket")

@@ -1,0 +1,53 @@
+"""Predicted peak memory against what a process takes that asks about three minutes with the pocket model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from omnicli import plan as planning
+from omnicli.config import load_config
+from omnicli.media.probe import probe
+
+RUN = """
+import json, sys
+from pathlib import Path
+import torch
+from omnicli import pipeline, registry
+from omnicli.bench import memory
+from omnicli.config import load_config
+from omnicli.models.loading import load_model
+list(registry.models().values())
+if sys.argv[4] == "int4":
+    from omnicli.models import quantize
+    quantize._bitsandbytes()  # counted with the libraries
+device = torch.device("cpu")
+config = load_config(sys.argv[2])
+memory.reset(device)
+lines = Path("/proc/self/status").read_text().splitlines()
+base = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+model = load_model(sys.argv[3], "cpu", quantize=sys.argv[4])
+answer = pipeline.ask(sys.argv[1], ["Who speaks last?"], config, model)[0]
+print(json.dumps({"peak": memory.peaks(device).host_bytes - base, "tokens": answer.tokens}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("preset", "quantize"), [("full", "none"), ("avoc", "none"), ("full", "int8"), ("avoc", "int4")]
+)
+def test_peak_memory_of_three_minutes_with_pocket(tmp_path, preset, quantize):
+    from omnicli.train.films import write_film
+    from omnicli.train.world import make_film
+
+    film = tmp_path / "film.mp4"
+    write_film(make_film(77, 180), film, fps=4.0)
+    settings = dataclasses.replace(load_config(preset, [f"quantize={quantize}"]), model="pocket", device="cpu")
+    plan = planning.make_plan(probe(film), settings)
+    command = [sys.executable, "-c", RUN, str(film), preset, "pocket", quantize]
+    done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert [done["tokens"][m]["kept"] for m in ("video", "audio")] == list(plan.kept)
+    assert plan.above_libraries == pytest.approx(done["peak"], rel=0.15)
