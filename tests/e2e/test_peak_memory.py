@@ -1,4 +1,4 @@
-"""Predicted peak memory against what a process takes that asks about three minutes with the pocket model."""
+"""Predicted peak memory against what a process takes that asks about three minutes of film."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from omnicli import plan as planning
 from omnicli.config import load_config
 from omnicli.media.probe import probe
+from tests import tiny
 
 RUN = """
 import json, sys
@@ -37,17 +38,26 @@ print(json.dumps({"peak": memory.peaks(device).host_bytes - base, "tokens": answ
 
 
 @pytest.mark.parametrize(
-    ("preset", "quantize"), [("full", "none"), ("avoc", "none"), ("full", "int8"), ("avoc", "int4")]
+    ("model", "preset", "quantize"),
+    [
+        ("pocket", "full", "none"),
+        ("pocket", "avoc", "none"),
+        ("pocket", "full", "int8"),
+        ("pocket", "avoc", "int4"),
+        ("tiny", "full", "none"),
+        ("tiny", "seats-10", "int8"),
+    ],
 )
-def test_peak_memory_of_three_minutes_with_pocket(tmp_path, preset, quantize):
+def test_peak_memory_of_three_minutes(tmp_path, model, preset, quantize):
     from omnicli.train.films import write_film
     from omnicli.train.world import make_film
 
     film = tmp_path / "film.mp4"
     write_film(make_film(77, 180), film, fps=4.0)
-    settings = dataclasses.replace(load_config(preset, [f"quantize={quantize}"]), model="pocket", device="cpu")
+    model = str(tiny.build(tmp_path / "tiny")) if model == "tiny" else model
+    settings = dataclasses.replace(load_config(preset, [f"quantize={quantize}"]), model=model, device="cpu")
     plan = planning.make_plan(probe(film), settings)
-    command = [sys.executable, "-c", RUN, str(film), preset, "pocket", quantize]
+    command = [sys.executable, "-c", RUN, str(film), preset, model, quantize]
     done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [done["tokens"][m]["kept"] for m in ("video", "audio")] == list(plan.kept)
     assert plan.above_libraries == pytest.approx(done["peak"], rel=0.15)
