@@ -13,6 +13,7 @@ are wanted. Nothing here knows a family.
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 import logging
 import sys
@@ -89,7 +90,7 @@ class Quantizer:
             module.take(last, packed)
 
 
-class Packed(nn.Module):
+class Packed(nn.Module, abc.ABC):
     """A weight (out, in), or one for each expert (experts, out, in), in few bits: ``codes`` and ``scales``."""
 
     codes: Tensor
@@ -103,17 +104,17 @@ class Packed(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
 
+    @abc.abstractmethod
     def _pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes and scales of (out, in)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def restored(self, dtype: torch.dtype, experts: Tensor) -> Tensor:
         """Return the weights (n, out, in) of some experts, (n,) int64."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def linear(self, x: Tensor) -> Tensor:
         """Return x (n, in) times the weight (out, in), transposed."""
-        raise NotImplementedError
 
 
 class Int8(Packed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,6 @@ class QwenOmniFacts(Facts):
         return self.mel_tokens(int(seconds * 100 + 1e-6))
 
     @staticmethod
+    @abc.abstractmethod
     def mel_tokens(mel_frames: int) -> int:
         """Return the tokens that a sound of so many mel frames becomes."""
-        raise NotImplementedError
