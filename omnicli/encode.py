@@ -210,10 +210,11 @@ class _Pictures:
         batches = -(-len(wanted) // model.video_batch)
         stretches = decoder.stretches(batches) if stretches is None else stretches
         threads = decoder.threads(info, stretches)
-        hardware = decoder.hardware and settings.decoder == "auto" and model.device.type == "cuda"
+        device = str(model.device) if decoder.hardware else "cpu"
+        hardware = settings.decoder == "auto" and device.startswith("cuda")
         for first, end in itertools.pairwise(round(i * batches / stretches) for i in range(stretches + 1)):
             part = wanted[first * model.video_batch : end * model.video_batch]
-            stream = PictureStream(info, part, *self.size, model.video_batch, threads, hardware)
+            stream = PictureStream(info, part, *self.size, model.video_batch, threads, hardware, device)
             self.sources.append(self._read(stream, first))
 
     def _read(self, stream: PictureStream, first: int) -> Iterator[_Batch]:

@@ -93,7 +93,8 @@ class Haystack:
             for index in [caption_frame(n, depth) for depth in self.grid.depths] + ([n - 1] if n % self.unit else []):
                 keep.update(range(index // self.unit * self.unit, (index // self.unit + 1) * self.unit))
         times: list[float] = []
-        for batch in batched(video.read_frames(info, self.times, *self.size), self.model.video_batch):
+        frames = video.read_frames(info, self.times, *self.size, device=str(self.model.device))
+        for batch in batched(frames, self.model.video_batch):
             self.frames |= {len(times) + i: rgb for i, (_, rgb) in enumerate(batch) if len(times) + i in keep}
             times += [time_s for time_s, _ in batch]
             self.video.append(self._encode_frames([rgb for _, rgb in batch]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +111,9 @@ def _parts(
             info.video.width, info.video.height, len(wanted),
             min_pixels=settings.min_pixels, max_pixels=settings.max_pixels,
         )  # fmt: skip
-        held = [rgb for _, rgb in itertools.islice(video.read_frames(info, wanted, *size), HELD_FRAMES)]
-        parts["decode_video"] = lambda: sum(1 for _ in video.read_frames(info, wanted, *size, stats=decoded))
+        frames = partial(video.read_frames, info, wanted, *size, device=str(model.device))
+        held = [rgb for _, rgb in itertools.islice(frames(), HELD_FRAMES)]
+        parts["decode_video"] = lambda: sum(1 for _ in frames(stats=decoded))
         parts["encode_video"] = lambda: _encode_frames(model, held, len(wanted))
         film_s |= dict.fromkeys(("decode_video", "encode_video"), min(end, info.frames.end_s) - start)
     heard = None if settings.audio == "off" else info.audio_span

@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class PictureStream:
-    """Chosen frames in batches; for ``times`` to ``hardware`` see `video.read_frames`, ``batch``: frames in a piece."""
+    """Chosen frames in batches; for ``times`` to ``device`` see `video.read_frames`, ``batch``: frames in a piece."""
 
     info: MediaInfo
     times: np.ndarray
@@ -41,6 +41,7 @@ class PictureStream:
     batch: int
     threads: int = 0
     hardware: bool = False
+    device: str = "cpu"
 
     def read(self) -> Iterator[Piece | DecodeStats]:
         """Yield the pieces and at last, even before an error, what decoding met with.
@@ -52,8 +53,9 @@ class PictureStream:
         """
         stats = DecodeStats()
         frames = video.read_frames(
-            self.info, self.times, self.height, self.width, stats=stats, threads=self.threads, hardware=self.hardware
-        )
+            self.info, self.times, self.height, self.width, stats=stats, threads=self.threads, hardware=self.hardware,
+            device=self.device,
+        )  # fmt: skip
         try:
             for batch in batched(frames, self.batch):
                 yield Piece(np.stack([rgb for _, rgb in batch]), tuple(time_s for time_s, _ in batch))
@@ -93,7 +95,7 @@ class Decoder(Protocol):
 
     @property
     def hardware(self) -> bool:
-        """Whether the model's graphics card may decode."""
+        """Whether the model's device is at hand, to scale frames and, if it is a graphics card, to decode them."""
 
     def stretches(self, batches: int) -> int:
         """Return in how many stretches at a time pictures of so many batches are best decoded."""

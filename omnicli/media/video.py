@@ -2,7 +2,7 @@
 
 Three things are left out ("exact skip"): packets before the first entry that is needed and behind the last chosen
 frame of each group of pictures are not sent to the decoder; pictures that no other picture refers to are skipped by
-the decoder unless they are chosen; only chosen frames are scaled and converted. Whenever something unexpected
+the decoder unless they are chosen; only chosen frames are converted and scaled. Whenever something unexpected
 happens (an error, a chosen frame that does not come), the rest is decoded in full from a safe entry on.
 
 Memory does not depend on the film's length. Nothing here knows why these frames were chosen.
@@ -30,6 +30,7 @@ from omnicli.media.container import (
     threads_for,
 )
 from omnicli.media.frames import NONE, FrameTable
+from omnicli.media.resize import resize
 
 if TYPE_CHECKING:
     from omnicli.media.probe import MediaInfo
@@ -50,8 +51,9 @@ def read_frames(
     stats: DecodeStats | None = None,
     threads: int = 0,
     hardware: bool = False,
+    device: str | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Decode chosen frames, scaled by swscale (bicubic) straight from the decoder's picture.
+    """Decode chosen frames.
 
     Parameters
     ----------
@@ -68,6 +70,9 @@ def read_frames(
         Decoder threads; 0 for one per core.
     hardware : bool
         Let the graphics card decode (NVDEC) if there is one that can. Whatever it fails at is decoded in software.
+    device : str, optional
+        Torch device on which frames are scaled as models' image processors do it (`resize`). None: swscale scales
+        them (bicubic) while it converts colours; other values, for eyes, and torch need not be imported.
 
     Yields
     ------
@@ -86,9 +91,8 @@ def read_frames(
     if info.video is None or info.frames is None:
         raise MediaError(f"{info.path}: the file holds no pictures")
     rows = info.frames.rows(times)
-    reader = _Reader(
-        info, info.frames, rows, size=(height, width), stats=DecodeStats() if stats is None else stats, threads=threads
-    )
+    stats = DecodeStats() if stats is None else stats
+    reader = _Reader(info, info.frames, rows, size=(height, width), stats=stats, threads=threads, device=device)
     return reader.read(exact_skip, hardware and nvdec(info.video.codec))
 
 
@@ -123,8 +127,10 @@ class _Reader:
         size: tuple[int, int],
         stats: DecodeStats,
         threads: int,
+        device: str | None,
     ) -> None:
         self.info, self.table, self.rows, self.stats, self.threads = info, table, rows, stats, threads
+        self.device = device
         self.turns = (info.video.rotation if info.video is not None else 0) // 90
         self.height, self.width = size[::-1] if self.turns % 2 else size
         self.scaler = VideoReformatter()
@@ -309,16 +315,18 @@ class _Reader:
             self.next = behind
 
     def _finish(self, frame: Any, row: int) -> tuple[float, np.ndarray]:
-        """Scale, convert and rotate one frame."""
+        """Convert, scale and rotate one frame."""
+        size = {} if self.device else {"width": self.width, "height": self.height}
         picture = self.scaler.reformat(
             frame,
-            width=self.width,
-            height=self.height,
+            **size,
             format="rgb24",
             interpolation=Interpolation.BICUBIC,
             threads=1,  # waking threads for one small picture takes longer than scaling it
         )
         rgb: np.ndarray = picture.to_ndarray()
+        if self.device:
+            rgb = resize(rgb, self.height, self.width, self.device)
         if self.turns:
             rgb = np.ascontiguousarray(np.rot90(rgb, self.turns))
         self.stats.frames_yielded += 1

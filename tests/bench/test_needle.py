@@ -69,7 +69,7 @@ def haystack(film, model, capture=frozenset(), durations=DURATIONS, **grid):
 def decoded(hay, duration_s):
     """Return the frames, their times and the samples of the first seconds, decoded on their own."""
     times = hay.times[hay.times < duration_s - 1e-3]
-    frames = np.stack([rgb for _, rgb in video.read_frames(hay.info, times, *hay.size)])
+    frames = np.stack([rgb for _, rgb in video.read_frames(hay.info, times, *hay.size, device="cpu")])
     return frames, times, np.concatenate(list(audio.read_audio(hay.info, 0.0, duration_s)))
 
 
