@@ -48,6 +48,7 @@ class Rig:
     def start(self, *, listen: bool) -> None:
         """Forget the last run."""
         self.listen, self.read_at, self.ids = listen, None, []
+        self.model.records = self._source.records and not listen  # what is recorded is not heard
 
     def answer_ids(self) -> list[int]:
         """Return the ids up to where the model itself would have stopped."""

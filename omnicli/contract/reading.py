@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from omnicli.contract.trial import CLOSE, QUESTION, SECONDS, Trial, close
+from omnicli.llm.steps import Steps
+from omnicli.llm.watch import Watch
 from omnicli.models.base import OmniModel
 from omnicli.types import Selection
 
@@ -113,13 +115,28 @@ def layers(t: Trial) -> Iterator[str]:
 
 def loop(t: Trial) -> Iterator[str]:
     """Reading in chunks is reading at once, and is what the stock LLM computes."""
-    whole = t.read(len(t.given.embeds))
-    if not close(t.read(37), whole):
+    whole, _ = t.read(len(t.given.embeds))
+    if not close(t.read(37)[0], whole):
         yield "reading in chunks is not the same as at once"
     if t.stock is not None and not close(whole, t.stock(t.given, t.both.tokens)[-1]):
         yield "the layer loop's logits are not the stock LLM's"
     if float(whole.std()) < CLOSE:
         yield "all words are as likely: these random weights cannot tell right from wrong"
+
+
+def steps(t: Trial) -> Iterator[str]:
+    """Words written one by one are read as they would be at once, and, if ``records`` says so, by a recorded step."""
+    m, ids = t.model, list(range(12))
+    at_once, _ = t.read(len(t.given.embeds), ids)
+    for record in (None, lambda step: step) if m.records else (None,):
+        _, cache = t.read(len(t.given.embeds), room=64)
+        write = Steps(m, cache, Watch.nothing(), 64, record)
+        for i, token in enumerate(ids):
+            logits = write(token, t.given.next_position + i)
+        if not close(logits, at_once):
+            yield "words read one by one are not the same as at once"
+        if record is not None and not write.recorded:
+            yield "records is set, but a step that is run again gives other logits"
 
 
 def parts(t: Trial) -> Iterator[str]:
@@ -144,6 +161,6 @@ def parts(t: Trial) -> Iterator[str]:
         del m.work  # type: ignore[method-assign]
 
 
-POINTS = (prompts, words, sequences, layers, loop, parts)
+POINTS = (prompts, words, sequences, layers, loop, steps, parts)
 TYPES = (prompts, words)
 """Those that hold in every number format."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -73,14 +73,16 @@ class Trial:
         """What the LLM reads of `both` and a question."""
         return self.model.sequence(self.model.prompt(QUESTION, video=True, audio=True), self.both)
 
-    def read(self, chunk: int) -> Tensor:
-        """Return the last logits after reading `given` in chunks."""
-        m, given = self.model, self.given
-        cache = KVCache(m.depth, m.kv_heads, m.head_dim, dtype=m.dtype, device=m.device, capacity=len(given.embeds))
-        result = prefill(
-            m, given.embeds, given.position_ids, cache, media_span=given.media_span, media=self.both.tokens, chunk=chunk
-        )
-        return result.logits
+    def read(self, chunk: int, behind: Sequence[int] = (), room: int = 0) -> tuple[Tensor, KVCache]:
+        """Return the last logits after reading `given` and ids ``behind`` it in chunks, and the cache with ``room``."""
+        m, given, ids = self.model, self.given, torch.tensor(behind, dtype=torch.int64, device=self.model.device)
+        later = (given.next_position + torch.arange(len(ids), device=ids.device)).expand(m.position_axes, -1)
+        embeds = torch.cat([given.embeds, m.embed(ids)]) if behind else given.embeds
+        positions = torch.cat([given.position_ids, later.to(given.position_ids.dtype)], 1)
+        size = len(embeds) + room
+        cache = KVCache(m.depth, m.kv_heads, m.head_dim, dtype=m.dtype, device=m.device, capacity=size)
+        span, media = given.media_span, self.both.tokens
+        return prefill(m, embeds, positions, cache, media_span=span, media=media, chunk=chunk).logits, cache
 
 
 def first(point: Callable[..., Any], run: Callable[[], Iterator[str]]) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from omnicli.llm.kv import KVCache
+from omnicli.llm.steps import Steps
 from omnicli.llm.watch import Watch
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Generation(Iterator[str]):
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
         self.next_position = next_position
-        self._model, self._cache, self._options, self._watch = model, cache, options, watch
+        self._model, self._options = model, options
+        self._steps = Steps(model, cache, watch, options.max_new_tokens)
         self._logits = logits
         self._writer = TextWriter(model.tokenizer, options.stop)
         self._generator = torch.Generator(device=logits.device).manual_seed(options.seed)
@@ -108,20 +110,9 @@ class Generation(Iterator[str]):
         if self._writer.stopped:
             self.finish_reason = "stop"
         elif len(self.token_ids) < options.max_new_tokens:
-            self._logits = self._advance(token)
+            self._logits = self._steps(token, self.next_position)
+            self.next_position += 1
         return piece
-
-    def _advance(self, token: int) -> Tensor:
-        model = self._model
-        hidden = model.embed(torch.tensor([token], device=model.device))
-        rope = model.rope(torch.full((model.position_axes, 1), self.next_position, device=model.device))
-        for layer in range(model.depth):
-            ask = layer in self._watch.layers
-            hidden, rope = model.bring(layer, hidden, rope)
-            hidden, attention = model.layer(layer, hidden, rope, self._cache, last_attention=ask)
-            self._watch.add(attention, layer)
-        self.next_position += 1
-        return model.logits(hidden.to(model.device))[0]
 
 
 def generate(

@@ -79,6 +79,20 @@ class KVCache:
         self._lengths[layer] = stop
         return k[:, :, :stop], v[:, :, :stop]
 
+    def extend(self) -> None:
+        """Count one more row in every layer, within the buffers; what writes it is a recorded step."""
+        if self.room() < 1:
+            raise ValueError("the cache's buffers are full")
+        self._lengths = [length + 1 for length in self._lengths]
+
+    def seen(self, layer: int) -> Tensor | None:
+        """Return which of the rows that `update` returned are there (kv,) bool; None: all are."""
+        return None
+
+    def room(self) -> int:
+        """Return how many more tokens fit into every layer's buffers."""
+        return min(full - held for full, held in zip(self._capacity, self._lengths, strict=True))
+
     def keep(self, layer: int, indices: Tensor, capacity: int | None = None) -> None:
         """Keep the tokens at ascending ``indices`` (m,) int64 of one layer and drop the others.
 
@@ -127,3 +141,50 @@ class KVCache:
                 buffer[:, :, :length] = old[:, :, :length]
         self._keys[layer], self._values[layer] = new
         self._capacity[layer] = capacity
+
+
+class LastRow:
+    """A cache as a step of one token sees it that is recorded once and run again for every further token.
+
+    Addresses and shapes are those of the whole buffers; which row is written, and how many are seen, stands in tensors.
+    The step writes the row that its `KVCache` counts as the last one of each layer.
+
+    Parameters
+    ----------
+    cache : KVCache
+        On one device, with at least one row in every layer; must not be reallocated while this is in use.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._last = torch.zeros(len(cache), dtype=torch.int64, device=cache.devices[0])
+        self._rows = []
+        for layer, length in enumerate(cache.lengths):
+            keys, values = cache._buffers(layer)
+            keys[:, :, length:], values[:, :, length:] = 0, 0  # what is not seen must be numbers
+            self._rows.append(torch.arange(keys.shape[2], device=keys.device))
+        self.follow()
+
+    def follow(self) -> None:
+        """Take over the cache's lengths; not part of a step."""
+        self._last.copy_(torch.tensor(self._cache.lengths) - 1)
+
+    def read(self) -> list[Tensor]:
+        """Return copies (1, kv_heads, 1, head_dim) of the last row of each layer's keys and values."""
+        return [b[:, :, n - 1 : n].clone() for i, n in enumerate(self._cache.lengths) for b in self._cache._buffers(i)]
+
+    def write(self, rows: list[Tensor]) -> None:
+        """Put back what `read` returned."""
+        for layer, length in enumerate(self._cache.lengths):
+            for buffer, row in zip(self._cache._buffers(layer), rows[2 * layer : 2 * layer + 2], strict=True):
+                buffer[:, :, length - 1 : length] = row
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Write (1, kv_heads, 1, head_dim) and return the layer's whole buffers."""
+        for buffer, row in zip(self._cache._buffers(layer), (keys, values), strict=True):
+            buffer.index_copy_(2, self._last[layer : layer + 1], row)
+        return self._cache._buffers(layer)
+
+    def seen(self, layer: int) -> Tensor:
+        """See `KVCache.seen`."""
+        return self._rows[layer] <= self._last[layer]

@@ -14,7 +14,7 @@ _MAP_ELEMENTS = 1 << 23  # attention weights held at once by the statistics: 32 
 _MASK_ROWS = 256
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, seen: Tensor | None = None) -> Tensor:
     """Return attention of the *last* n positions to all kv positions, each seeing itself and what is before it.
 
     Parameters
@@ -22,6 +22,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     query : Tensor (1, heads, n, d)
     key, value : Tensor (1, kv_heads, kv, d)
         kv >= n; the last n belong to the queries. Fewer heads than the query's are shared by consecutive groups.
+    seen : Tensor (kv,) bool, optional
+        With n == 1, which of the keys are there at all (`KVCache.seen`); what stands at the others is finite.
 
     Notes
     -----
@@ -31,6 +33,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     shared = query.shape[1] // key.shape[1]
     if n == 1:  # one query sees everything: fold the sharing heads into rows, nothing is copied
         packed = query.reshape(1, key.shape[1], shared, -1)
+        if seen is not None:
+            # By hand, in float32: with a mask PyTorch's kernels go through the keys of a head one after the other.
+            scores = (packed.float() @ key.float().transpose(2, 3)) * scale
+            mixed = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value.float()
+            return mixed.to(query.dtype).reshape(query.shape)
         return scaled_dot_product_attention(packed, key, value, scale=scale).reshape(query.shape)
     if n == kv:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared > 1)

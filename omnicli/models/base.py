@@ -83,6 +83,9 @@ class OmniModel(abc.ABC):
         Equal for equal checkpoints, whatever they are called; None for random weights.
     device, dtype
         Where the model computes (the first card, if its layers are on several), and in what the weights are.
+    records : bool
+        A step of one token may be recorded and run again (`omnicli.llm.steps`): nothing in `layer`, `embed`, `rope` and
+        `logits` depends on a tensor's values but by arithmetic, and attention asks the cache which keys are ``seen``.
     quantized : str
         In what the weights of the LLM's layers are instead: ``int8``, ``int4`` or ``none``.
     hidden_size, intermediate_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
@@ -112,6 +115,7 @@ class OmniModel(abc.ABC):
     experimental: ClassVar[str] = ""
     grain: Grain | None = None
     routed: int = 0
+    records: bool = False
     quantized: str = "none"
     _shelves: Mapping[Part, Shelf] = MappingProxyType({})
     _spread: tuple[torch.device, ...] = ()
@@ -243,6 +247,11 @@ class OmniModel(abc.ABC):
     def layer_devices(self) -> tuple[torch.device, ...]:
         """Where each layer of the LLM computes, and its keys and values are."""
         return self._spread or (self.device,) * self.depth
+
+    @property
+    def stays(self) -> bool:
+        """Whether all weights are on `device` and stay there."""
+        return not self._spread and not self._shelves
 
     @property
     def devices(self) -> tuple[torch.device, ...]:

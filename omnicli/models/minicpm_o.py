@@ -69,6 +69,7 @@ class MiniCPMO(OmniModel):
     family = "minicpm_o"
     model_types, short_names, dummies = FACTS.model_types, FACTS.short_names, FACTS.dummies
     grain = Grain(float(PIECE_S), AUDIO["num_mel_bins"])
+    records = True
     experimental: ClassVar[str] = "written from published facts and not yet run on the released weights"
 
     def __init__(
@@ -216,9 +217,11 @@ class MiniCPMO(OmniModel):
         query, key = attn.q_norm(self._headed(attn.q_proj, x)), attn.k_norm(self._headed(attn.k_proj, x))
         query, key = apply_rotary_pos_emb(query, key, *rope)
         value = self._headed(attn.v_proj, x)
+        seen = None
         if cache is not None:
             key, value = cache.update(key, value, index)
-        mixed = causal_attention(query, key, value, attn.scaling)
+            seen = cache.seen(index)
+        mixed = causal_attention(query, key, value, attn.scaling, seen)
         received = last_query_attention(query, key, attn.scaling) if last_attention else None
         hidden = hidden + attn.o_proj(mixed.transpose(1, 2).reshape(n, -1))
         return hidden + block.mlp(block.post_attention_layernorm(hidden)), received

@@ -373,9 +373,11 @@ class QwenOmni(OmniModel):
         query, key = self._queries(attn, x), self._keys(attn, x)
         value = attn.v_proj(x).view(1, n, -1, self.head_dim).transpose(1, 2)
         query, key = self.rotate(query, key, *rope)
+        seen = None
         if cache is not None:
             key, value = cache.update(key, value, index)
-        mixed = causal_attention(query, key, value, attn.scaling)
+            seen = cache.seen(index)
+        mixed = causal_attention(query, key, value, attn.scaling, seen)
         received = last_query_attention(query, key, attn.scaling) if last_attention else None
         hidden = hidden + attn.o_proj(mixed.transpose(1, 2).reshape(n, -1))
         return hidden + self._mlp(block, block.post_attention_layernorm(hidden)), received
