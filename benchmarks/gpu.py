@@ -4,10 +4,11 @@
     python benchmarks/gpu.py --out /tmp/check --device cpu --only fit --layers 1 --scale 0.05 --frames 8 --seconds 20
 
 In this order, each in a process of its own, until the time is up: encoding against the stock loops, 256 frames and
-seconds and then an hour's; selection of AVOC on an hour's tokens and of SEATS on 128 frames; `omni bench` with random
-weights at full size, 128 frames, against full tokens; the same in 8 and 4 bits and with weights that wait in host
-memory, beside what `omni plan` says of it; an hour against full tokens. What there was no time for, and what failed, is
-told. Writes summary.json, one JSON file per step and the plots to ``--out``.
+seconds and then an hour's; writing tokens layer by layer and from a CUDA graph; selection of AVOC on an hour's tokens
+and of SEATS on 128 frames; `omni bench` with random weights at full size, 128 frames, against full tokens; the same in
+8 and 4 bits and with weights that wait in host memory, beside what `omni plan` says of it; an hour against full tokens.
+What there was no time for, and what failed, is told. Writes summary.json, one JSON file per step and the plots to
+``--out``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def steps(args: argparse.Namespace, films: dict[int, Path]) -> Iterator[tuple[st
     encode = [sys.executable, str(HERE / "encode.py"), "--model", dummy, "--device", args.device]
     for frames in (256, 3600):
         yield f"encode-{frames}", [*encode, "--frames", str(frames), "--seconds", str(frames), "--runs", "2"]
+    yield "steps", [sys.executable, str(HERE / "steps.py"), "--model", dummy, "--device", args.device]
     selection = [sys.executable, str(HERE / "selection.py"), "--device", args.device, "--methods"]
     for name, rest in (
         ("avoc-hour", ["avoc", "--hour", "--retention", "0.0906"]),
@@ -100,6 +102,13 @@ def summary(step: dict[str, Any], out: Path) -> list[str]:
     if name.startswith("encode"):
         parts = (f"{p} {found[p]['ours_s']} s, {found[p]['ratio']} x stock" for p in ("pictures", "sound"))
         return [f"{head}: {'; '.join(parts)}; together {found['together']} x"]
+    if name == "steps":
+        parts = (
+            f"behind {p['rows']} rows {p['recorded_tokens_per_s']} tokens/s, {p['ratio']} x layer by layer, logits "
+            f"{p['difference']:.1e} apart{'' if p['recorded'] else ' (NOT recorded)'}"
+            for p in found["prompts"]
+        )
+        return [f"{head}: {'; '.join(parts)}"]
     if name.startswith("plan"):
         peaks = (f"{where} {(found['peak'][f'{where}_bytes'] or 0) / 2**30:.1f} GiB" for where in ("device", "host"))
         weights = found["bytes"]["weights"] / 2**30
