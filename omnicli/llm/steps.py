@@ -149,7 +149,8 @@ def as_graph(device: torch.device) -> Callable[[Step], Step]:
                 step()  # kernels are loaded and workspaces made before anything is recorded
             torch.cuda.current_stream(device).wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # other threads may be scaling the next film's frames on the same card
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 step()
         return graph.replay
 

@@ -7,7 +7,14 @@ another one, and not cheaper. Nothing here knows a model.
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 EIGHT_BITS = ("cpu",)
 """Devices on which torch scales pixels as they are."""
@@ -22,12 +29,28 @@ def resize(rgb: np.ndarray, height: int, width: int, device: str) -> np.ndarray:
     import torch
     from torch.nn.functional import interpolate
 
-    picture = torch.from_numpy(rgb).to(device).permute(2, 0, 1)[None]
-    if picture.device.type in EIGHT_BITS:
-        picture = interpolate(picture, (height, width), mode="bicubic", antialias=True)
-    else:
-        for size in ((picture.shape[2], width), (height, width)):
-            wide = interpolate(picture.float(), size, mode="bicubic", antialias=True)
-            picture = wide.round_().clamp_(0, 255)
-    planes: np.ndarray = picture[0].to("cpu", torch.uint8).numpy()
+    with _beside(torch.device(device)):
+        picture = torch.from_numpy(rgb).to(device).permute(2, 0, 1)[None]
+        if picture.device.type in EIGHT_BITS:
+            picture = interpolate(picture, (height, width), mode="bicubic", antialias=True)
+        else:
+            for size in ((picture.shape[2], width), (height, width)):
+                wide = interpolate(picture.float(), size, mode="bicubic", antialias=True)
+                picture = wide.round_().clamp_(0, 255)
+        planes: np.ndarray = picture[0].to("cpu", torch.uint8).numpy()
     return np.ascontiguousarray(planes.transpose(1, 2, 0))  # torch's copy would wake threads for it
+
+
+_streams = threading.local()
+
+
+def _beside(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Compute on a stream of the thread's own: a frame must not wait for what is queued for the encoders."""
+    import torch
+
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    mine: dict[str, Any] = _streams.__dict__
+    if (name := str(device)) not in mine:
+        mine[name] = torch.cuda.Stream(device, priority=-1)
+    return torch.cuda.stream(mine[name])
