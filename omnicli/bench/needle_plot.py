@@ -9,6 +9,8 @@ from omnicli.errors import UsageError
 
 _PANEL = (3.4, 2.3)  # inches
 _BLANK = "#e6e6e6"
+_TALL = 4  # more presets than that stand side by side
+_COUNTED = 50  # cells of a panel up to which there is room for a number in each
 
 
 def check(path: Path) -> None:
@@ -26,7 +28,7 @@ def check(path: Path) -> None:
 def draw(report: dict[str, Any], path: Path) -> None:
     """Write the picture of a report of `omnicli.bench.needle_run.Run`.
 
-    Cells that were not asked are grey; green is every needle found, red is none.
+    Cells that were not asked are grey; green is every needle found, red is none. Each tells found of asked.
     """
     check(path)
     import numpy as np
@@ -34,29 +36,36 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
     grid = report["grid"]
     durations, depths, modalities = grid["durations"], grid["depths"], grid["modalities"]
-    labels = [p["label"] for p in report["presets"]]
-    rates = {(c["preset"], c["modality"], c["duration_s"], c["depth"]): c["rate"] for c in report["cells"]}
-    figure = Figure(
-        figsize=(_PANEL[0] * len(modalities) + 1.0, _PANEL[1] * len(labels) + 0.6), layout="constrained", dpi=120
-    )
-    panels = figure.subplots(len(labels), len(modalities), squeeze=False, sharex=True, sharey=True)
-    image = None
-    for row, label in enumerate(labels):
-        for column, modality in enumerate(modalities):
-            axes = panels[row][column]
-            values = [[rates[label, modality, t, depth] for t in durations] for depth in depths]
-            shown = np.ma.masked_invalid(np.array(values, dtype=np.float64))
-            axes.set_facecolor(_BLANK)
-            image = axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
-            axes.set_title(f"{label}, {modality} needle", fontsize=9)
-            _ticks(axes.set_xticks, [f"{t:g}" for t in durations])
-            _ticks(axes.set_yticks, [f"{depth:g}" for depth in depths])
-            if row == len(labels) - 1:
-                axes.set_xlabel("duration in s", fontsize=8)
-            if column == 0:
-                axes.set_ylabel("depth", fontsize=8)
-    if image is not None:
-        figure.colorbar(image, ax=panels.ravel().tolist(), label="needles found", shrink=0.8)
+    panels = [(p["label"], modality) for p in report["presets"] for modality in modalities]
+    cells = {(c["preset"], c["modality"], c["duration_s"], c["depth"]): c for c in report["cells"]}
+    columns = min(len(panels), len(modalities) * (2 if len(report["presets"]) > _TALL else 1))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(_PANEL[0] * columns + 1.0, _PANEL[1] * rows + 0.6), layout="constrained", dpi=120)
+    places = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, (label, modality) in zip(places, panels, strict=False):
+        found = [[cells[label, modality, t, depth] for t in durations] for depth in depths]
+        shown = np.ma.masked_invalid(np.array([[c["rate"] for c in row] for row in found], dtype=np.float64))
+        axes.set_facecolor(_BLANK)
+        image = axes.imshow(shown, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+        axes.set_title(f"{label}, {modality} needle".replace(":", "\n", 1), fontsize=9)
+        _ticks(axes.set_xticks, [f"{t:g}" for t in durations])
+        _ticks(axes.set_yticks, [f"{depth:g}" for depth in depths])
+        if shown.size <= _COUNTED:
+            for y, row in enumerate(found):
+                for x, c in enumerate(row):
+                    if c["total"]:
+                        ink = "black" if 0.15 < c["rate"] < 0.85 else "white"
+                        text = f"{c['right']}/{c['total']}"
+                        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=ink)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for place, axes in enumerate(places[: len(panels)]):
+        if place + columns >= len(panels):
+            axes.set_xlabel("duration in s", fontsize=8)
+            axes.tick_params(labelbottom=True)
+        if place % columns == 0:
+            axes.set_ylabel("depth", fontsize=8)
+    figure.colorbar(image, ax=places.tolist(), label="needles found", shrink=min(0.8, 3 / rows), aspect=30)
     try:
         figure.savefig(path)
     except OSError as error:

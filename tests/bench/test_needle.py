@@ -420,8 +420,13 @@ def test_heat_maps(tmp_path, film, model):
     pytest.importorskip("matplotlib")
     run = a_run(film, model, [contender("random"), contender("full", "full", up_to_s=8.0)])
     run.run()
-    needle_plot.draw(run.report(), tmp_path / "map.png")
-    assert (tmp_path / "map.png").read_bytes()[:4] == b"\x89PNG"
+    report = run.report()
+    needle_plot.draw(report, tmp_path / "map.png")
+    needle_plot.draw(report | {"presets": report["presets"] * 3}, tmp_path / "many.png")  # two side by side
+    few, many = ((tmp_path / name).read_bytes() for name in ("map.png", "many.png"))
+    assert few[:4] == many[:4] == b"\x89PNG"
+    (wide, high), (wider, higher) = (np.frombuffer(data[16:24], ">u4").astype(int) for data in (few, many))
+    assert wider > 1.7 * wide and high < higher < 2 * high  # three rows of two presets, not six
 
 
 def test_heat_maps_without_matplotlib_name_the_extra(tmp_path, monkeypatch):
