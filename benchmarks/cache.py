@@ -10,15 +10,14 @@ costs (choosing tokens, prefill) is the same in both and bounds the ratio; `look
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from result import add_out, tell
 
 RUN = """
 import json, sys
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("--preset", action="append", help="NAME or NAME:KEY=VALUE; repeatable")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    add_out(parser)
     options = parser.parse_args()
     import decode  # beside this file
 
@@ -109,18 +108,13 @@ def main() -> None:
         presets = options.preset or ["avoc", "avoc-10", "avoc:avoc.tokens=512"]
         rows = [compare(film, made.questions[0].text, p, options.model, options.runs) for p in presets]
     report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "model": options.model,
         "film": "file" if options.file else "720p footage" if options.footage else "generated",
         "minutes": None if options.file else options.minutes,
         "runs": options.runs,
         "rows": rows,
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    tell("cache", report, options.out)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ others refer to, which is the least that reading the chosen frames exactly can c
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -28,6 +26,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from result import add_out, tell
 
 SIZE = (252, 448)  # what a 720p frame becomes at about 140 tokens
 LIMITS = {"pictures": 0.65, "sparse": 0.25, "sound": 1.5}
@@ -156,15 +155,6 @@ def find_ffmpeg() -> str:
         return found
 
 
-def machine() -> dict[str, object]:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
-
-
 def ours(path: Path, part: str, fps: float) -> list[str]:
     """Return the command that reads a film as the pipeline does."""
     return [sys.executable, __file__, "--child", "--file", str(path), "--fps", str(fps), "--part", part]
@@ -251,8 +241,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="length of the films for pictures")
     parser.add_argument("--fps", type=float, default=1.0, help="frames to read per second")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
-    parser.add_argument("--date", default=datetime.date.today().isoformat())
+    add_out(parser)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--make-still", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -274,10 +263,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             films = generated(args, ffmpeg, Path(folder))
     version = subprocess.run([ffmpeg, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
-    result = {
-        "benchmark": "decode",
-        "date": args.date,
-        "machine": machine(),
+    told = {
         "fps": args.fps,
         "read_size": list(SIZE),
         "ffmpeg": version,
@@ -285,11 +271,7 @@ def main() -> None:
         "limits": LIMITS | {"above_libraries_mb": LIMIT_MB},
         "films": films,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    tell("decode", told, args.out)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,14 @@ Sound: both begin with samples, ours window by window, the stock extractor and t
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tammr import machine
+from result import add_out, tell
 
 from omnicli.media.pieces import batched
 from omnicli.models import layout
@@ -96,7 +93,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    add_out(parser)
     args = parser.parse_args()
     device = resolve_device(args.device)
     model = load_model(args.model, device=str(device), dtype=args.dtype)
@@ -105,19 +102,12 @@ def main() -> None:
             "pictures": compare(pictures(model, args.frames, *args.size), args.runs, device),
             "sound": compare(sound(model, args.seconds), args.runs, device),
         }
-    result = {
-        "benchmark": "encode",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine() | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}),
+    told = {
         "settings": {k: v for k, v in vars(args).items() if k != "out"} | {"dtype": str(model.dtype)},
         **found,
         "together": round(sum(f["stock_s"] for f in found.values()) / sum(f["ours_s"] for f in found.values()), 3),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    tell("encode", told, args.out, device=str(device))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ and knows when that happens. A range counts if it overlaps the event. Prints JSO
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tammr import machine
+from result import add_out, tell
 
 from omnicli import pipeline
 from omnicli.config import load_config
@@ -70,19 +68,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--films", type=int, default=20)
     parser.add_argument("--preset", default="full")
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    add_out(parser)
     args = parser.parse_args()
-    result = {
-        "benchmark": "evidence",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
+    told = {
         "settings": {"seconds": args.seconds, "films": args.films, "preset": args.preset, "seed": SEED},
         "tasks": measure(load_model("pocket"), args.seconds, args.films, args.preset),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    tell("evidence", told, args.out)
 
 
 if __name__ == "__main__":

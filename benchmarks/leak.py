@@ -9,13 +9,13 @@ adds on average from the first third on. Every film is another file; a few damag
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from result import add_out, tell
 
 
 def resident() -> int:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--preset", default="avoc")
-    parser.add_argument("--out", type=Path)
+    add_out(parser)
     options = parser.parse_args()
     import dataclasses
 
@@ -75,8 +75,8 @@ def main() -> None:
     third = len(sizes) // 3
     first, last = (statistics.median(part) for part in (sizes[:third], sizes[-third:]))
     report = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, no GPU, model {options.model}, preset {options.preset}",
+        "model": options.model,
+        "preset": options.preset,
         "films": options.films,
         "rows": dict(statuses),
         "wall_s": round(wall_s, 1),
@@ -86,10 +86,7 @@ def main() -> None:
         "growth_kb_per_film": round((last - first) / 1e3 / (options.films - third), 1),
         "resident_mb": [round(size / 1e6, 1) for size in sizes[:: max(1, len(sizes) // 60)]],
     }
-    text = json.dumps(report)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    tell("leak", report, options.out)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from result import add_out, tell
 
 RUN = """
 import json, sys, time
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--preset", default="avoc")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--fps", type=float, default=4.0, help="frames per second of the generated films")
-    parser.add_argument("--out", type=Path)
+    add_out(parser)
     options = parser.parse_args()
     from omnicli.models.loading import find_folder
     from omnicli.train.films import write_film
@@ -60,16 +60,13 @@ def main() -> None:
             })  # fmt: skip
     first, last = rows[0], rows[-1]
     report = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, no GPU, model {options.model}, preset {options.preset}",
+        "model": options.model,
+        "preset": options.preset,
         "rows": rows,
         "ratio": (last["peak_host_mb"] - last["kept_embeddings_mb"]) / first["peak_host_mb"],
         "bound": 1.15,
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    tell("memory", report, options.out)
 
 
 if __name__ == "__main__":

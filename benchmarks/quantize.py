@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result import add_out, tell
 
 from omnicli import pipeline
 from omnicli.config import load_config
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--preset", default="full")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
+    add_out(parser)
     parser.add_argument("--linear", metavar="ROWSxCOLUMNS")
     args = parser.parse_args()
     if args.linear:
@@ -161,7 +163,8 @@ def main() -> None:
         row |= {"nats": round(row["nats"] / row["asked"], 4), "prefill_s": round(read_s / row["asked"], 3)}
         row |= {"write_s_per_token": round(write_s / max(1, written), 4)}
     about = {"model": args.model, "films": args.films, "seconds": args.seconds, "preset": args.preset}
-    print(json.dumps({**about, "device": args.device, "dtype": str(models["none"].dtype), "kinds": rows}, indent=1))
+    told = {**about, "device": args.device, "dtype": str(models["none"].dtype), "kinds": rows}
+    tell("quantize", told, args.out, device=args.device)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ card's. Each method has a process of its own, with a limit on its memory; a meth
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
 import resource
@@ -25,11 +24,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from tammr import machine
+from result import add_out, tell
 
 from omnicli import registry
 from omnicli.bench import memory
@@ -198,7 +196,7 @@ def main() -> None:
         parser.add_argument(f"--{size}", dest="clip", action="store_const", const=size, help=told)
     parser.add_argument("--limit-gib", type=float, default=8.0, help="memory a method may take before it fails")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds a method may take in all")
-    parser.add_argument("--out", type=Path, help="write a JSON file here as well")
+    add_out(parser)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -206,16 +204,13 @@ def main() -> None:
         print(json.dumps(one(args.one, args)))
         return
     result: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "machine": machine(), "clip": args.clip, "device": args.device,
-        "retention": args.retention, "methods": [],
+        "clip": args.clip, "device": args.device, "retention": args.retention, "methods": [],
     }  # fmt: skip
     for name in args.methods or registry.methods():
         found = apart(name, args)
         print(line(found), flush=True)
         result["methods"].append(found)
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
+        tell("selection", result, args.out, device=args.device, quiet=True)
 
 
 if __name__ == "__main__":

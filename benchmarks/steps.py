@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from tammr import machine
+from result import add_out, tell
 
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
@@ -74,24 +71,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    add_out(parser)
     args = parser.parse_args()
     device = resolve_device(args.device)
     model = load_model(args.model, device=str(device))
     with torch.inference_mode():
         found = [compare(model, rows, args.tokens, args.runs) for rows in args.rows]
-    result = {
-        "benchmark": "steps",
-        "date": datetime.date.today().isoformat(),
-        "machine": machine() | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}),
-        "settings": {k: v for k, v in vars(args).items() if k != "out"} | {"dtype": str(model.dtype)},
-        "prompts": found,
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    settings = {k: v for k, v in vars(args).items() if k != "out"} | {"dtype": str(model.dtype)}
+    tell("steps", {"settings": settings, "prompts": found}, args.out, device=str(device))
 
 
 if __name__ == "__main__":

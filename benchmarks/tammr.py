@@ -11,18 +11,17 @@ each, with the peak of memory above what the tokens themselves take; and an hour
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from result import add_out, tell
 
 from omnicli.compress.avoc import Avoc
 from omnicli.compress.tammr import ta_mmr
@@ -143,21 +142,9 @@ def reset_peak() -> None:
         print("the peak of memory cannot be reset here: extra memory may be understated", file=sys.stderr)
 
 
-def machine() -> dict:
-    model = platform.processor()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else ():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-    return {
-        "processor": model, "cores": os.cpu_count(), "threads_used": torch.get_num_threads(),
-        "load_average_before": [round(x, 2) for x in os.getloadavg()],
-        "torch": torch.__version__, "python": platform.python_version(),
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    add_out(parser)
     parser.add_argument("--quick", action="store_true", help="only the comparison, once")
     parser.add_argument("--size", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -166,8 +153,7 @@ def main() -> None:
         *numbers, dtype = args.size
         print(json.dumps(one_size(*map(int, numbers), dtype)))
         return
-    result = {"date": datetime.date.today().isoformat(), "machine": machine()}
-    result["against_literal"] = against_literal(1 if args.quick else 3)
+    result: dict[str, Any] = {"against_literal": against_literal(1 if args.quick else 3)}
     if not args.quick:
         sizes = [(320, 144, 3584, 4444), (900, 144, 3584, 12500), (1800, 144, 3584, 25000)]
         result["growth"] = [
@@ -180,10 +166,7 @@ def main() -> None:
             for size in sizes
         ]  # fmt: skip
         result["avoc_on_an_hour"] = [hour(k) for k in (10240, 25000, 70000)]
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    tell("tammr", result, args.out)
 
 
 if __name__ == "__main__":
