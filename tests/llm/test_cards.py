@@ -15,7 +15,7 @@ import torch
 
 from omnicli import pipeline
 from omnicli.config import load_config
-from omnicli.llm import decode, kv, prefill, reader, watch
+from omnicli.llm import kv, prefill, reader, steps, watch
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.reader import Reader
 from omnicli.llm.watch import Watch
@@ -154,7 +154,7 @@ MOVES = {
     "rows of a cache": (kv.KVCache, "keep", "indices.to(self.devices[layer])", "indices"),
     "buffers": (reader.Reader, "read", "device=model.layer_devices", "device=model.device"),
     "what an answer rests on": (watch.Watch, "add", "attention.to(media.device)", "attention"),
-    "a token written": (decode.Generation, "_advance", "hidden.to(model.device)", "hidden"),
+    "a token written": (steps.Steps, "_by_layer", "hidden.to(model.device)", "hidden"),
 }  # fmt: skip
 
 
