@@ -9,7 +9,7 @@ Parts: ``pictures``, one frame a second of five minutes; ``sparse``, 320 frames 
 taking turns (A B A B ...), so that other load on the machine meets both. What counts is user + system CPU time. ffmpeg
 converts nothing; ours includes the demuxing pass of `probe`, and conversion to RGB and scaling to the model's size, or
 resampling to 16 kHz mono, but not importing torch. ``references_ratio``: what ffmpeg takes to decode only pictures that
-others refer to, which is the least that reading the chosen frames exactly can cost.
+others refer to, near which reading chosen frames exactly can come; tails of groups that are not read save some more.
 """
 
 from __future__ import annotations
