@@ -31,7 +31,7 @@ CHUNK = 2048
 BATCHES_AHEAD = 5
 """Batches of frames in memory at once: waiting, in the making, being encoded, and one being put together."""
 DECODER_FRAMES = 28
-"""Source frames that a decoder holds, at 1.5 bytes a pixel (27 to 33 MB in `benchmarks/decode.py`), and one as RGB."""
+"""Source frames that a decoder holds, at 1.5 bytes a pixel, and one as RGB: 37 to 42 MB in `benchmarks/decode.py`."""
 SELECT_BYTES, SELECT_TOKEN_BYTES = 16 << 20, 64
 """Working memory of a method: a few chunks of a pass over the tokens (`compress.ops.CHUNK_BYTES`), and per token."""
 MAP_ELEMENTS = 1 << 23

@@ -27,8 +27,9 @@ WORTH = 8
 """Further steps that must be possible."""
 ROWS = 32768
 """Rows of a layer's cache up to which launching takes longer than reading them."""
-_APART = {torch.float32: 1e-3}
-_APART_HALF = 0.05  # of the largest logit: attention is summed in another order, and rounded in every layer
+APART, APART_HALF = 1e-3, 0.05
+"""How far its logits may be from those of the step before, relative to the largest: in float32, and in 16 bits, where
+attention that is summed in another order is rounded in every layer."""
 
 Step = Callable[[], None]
 
@@ -108,9 +109,9 @@ class Recorded:
         """Record a step; None if that fails, or if, run again for the last ``step``, it gives other ``logits``."""
         made = cls(model, cache, step[1])
         written = made._row.read()
-        with contextlib.suppress(RuntimeError, NotImplementedError):
+        with contextlib.suppress(RuntimeError):
             made._run = record(made._step)
-            limit = _APART.get(model.dtype, _APART_HALF) * float(logits.abs().max())
+            limit = (APART if model.dtype is torch.float32 else APART_HALF) * float(logits.abs().max())
             if float((made(*step) - logits).abs().max()) <= limit:
                 return made
         made._row.write(written)
