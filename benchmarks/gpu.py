@@ -1,14 +1,14 @@
 """Everything that needs a graphics card, in one command of under ten minutes; the summary comes last.
 
-    python benchmarks/gpu.py --out benchmarks/results/gpu-DATE [--minutes 9] [--models qwen2.5-omni-7b ...]
-    python benchmarks/gpu.py --out /tmp/check --device cpu --only fit --layers 1 --scale 0.05 --frames 8 --seconds 20
+    python benchmarks/gpu.py --out benchmarks/results/gpu-DATE.json [--minutes 9] [--models qwen2.5-omni-7b ...]
+    python benchmarks/gpu.py --out check.json --device cpu --only fit --layers 1 --scale 0.05 --frames 8 --seconds 20
 
 In this order, each in a process of its own, until the time is up: encoding against the stock loops, 256 frames and
-seconds and then an hour's; writing tokens layer by layer and from a CUDA graph; selection of AVOC on an hour's tokens
-and of SEATS on 128 frames; `omni bench` with random weights at full size, 128 frames, against full tokens; the same in
-8 and 4 bits and with weights that wait in host memory, beside what `omni plan` says of it; an hour against full tokens.
-What there was no time for, and what failed, is told. Writes summary.json, one JSON file per step and the plots to
-``--out``.
+seconds; writing tokens layer by layer and from a CUDA graph; selection of AVOC on an hour's tokens and of SEATS on 128
+frames; `omni bench` with random weights at full size, 128 frames, against full tokens; encoding an hour, and an hour
+against full tokens; 128 frames in 8 and 4 bits and with weights that wait in host memory, beside what `omni plan` says
+of it (`--only fit --only plan` runs that alone). What there was no time for, and what failed, is told. ``--out`` is
+written after each step and holds what each step printed; plots stand beside it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from result import tell
+from selection import line
 
 HERE = Path(__file__).parent
 OMNI = [sys.executable, "-m", "omnicli.cli.main"]
@@ -31,33 +35,37 @@ PRESETS = ("seats-10", "avoc", "omnizip-35", "divprune-om-10")
 
 
 def steps(args: argparse.Namespace, films: dict[int, Path]) -> Iterator[tuple[str, list[str]]]:
-    """Yield names and commands; each prints JSON, or writes it to the file named after ``--out``."""
-    out = args.out
+    """Yield names and commands; each prints JSON."""
     sizes = {name: value for name, value in (("layers", args.layers), ("scale", args.scale)) if value is not None}
     small = "".join(f",{name}={value}" for name, value in sizes.items())
     shrink = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     dummy = f"dummy:qwen2.5-omni-7b{small}"
-    encode = [sys.executable, str(HERE / "encode.py"), "--model", dummy, "--device", args.device]
-    for frames in (256, 3600):
-        yield f"encode-{frames}", [*encode, "--frames", str(frames), "--seconds", str(frames), "--runs", "2"]
-    yield "steps", [sys.executable, str(HERE / "steps.py"), "--model", dummy, "--device", args.device]
-    selection = [sys.executable, str(HERE / "selection.py"), "--device", args.device, "--methods"]
-    for name, rest in (
-        ("avoc-hour", ["avoc", "--hour", "--retention", "0.0906"]),
-        ("seats-paper", ["seats", "avoc", "--paper", "--retention", "0.1"]),
-    ):
-        yield f"select-{name}", [*selection, *rest, "--out", str(out / f"select-{name}.json")]
-    presets = [word for preset in PRESETS for word in ("--preset", preset)]
-    for seconds, repeat in ((args.seconds, "3"), (3600, "1")):
+
+    def script(name: str, *rest: str) -> list[str]:
+        return [sys.executable, str(HERE / f"{name}.py"), "--device", args.device, *rest]
+
+    def encode(frames: int) -> tuple[str, list[str]]:
+        count = str(frames)
+        rest = ["--model", dummy, "--frames", count, "--seconds", count, "--runs", "2"]
+        return f"encode-{count}", script("encode", *rest)
+
+    def bench(seconds: int, *rest: str) -> Iterator[tuple[str, list[str]]]:
+        presets = [word for preset in PRESETS for word in ("--preset", preset)]
         for model in args.models:
             name = f"bench-{model}-{seconds}"
-            frames = ["--max-frames", str(args.frames)] if seconds == args.seconds else ["--fps", "1"]
             yield name, [
-                *OMNI, "bench", str(films[seconds]), "--dummy-weights", model, *shrink, *presets, *frames,
-                "--repeat", repeat, "--device", args.device, "--json", "--plot", str(out / f"{name}.png"),
+                *OMNI, "bench", str(films[seconds]), "--dummy-weights", model, *shrink, *presets, *rest,
+                "--device", args.device, "--json", "--plot", str(args.out.with_name(f"{args.out.stem}-{name}.png")),
             ]  # fmt: skip
-        if seconds == args.seconds:
-            yield from fits(args, films[seconds], shrink)
+
+    yield encode(256)
+    yield "steps", script("steps", "--model", dummy)
+    yield "select-hour", script("selection", "--methods", "avoc", "--hour", "--retention", "0.0906")
+    yield "select-128", script("selection", "--methods", "seats", "avoc", "--paper", "--retention", "0.1")
+    yield from bench(args.seconds, "--max-frames", str(args.frames), "--repeat", "3")
+    yield encode(3600)
+    yield from bench(3600, "--fps", "1", "--repeat", "1")
+    yield from fits(args, films[args.seconds], shrink)
 
 
 def fits(args: argparse.Namespace, film: Path, shrink: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -72,33 +80,26 @@ def fits(args: argparse.Namespace, film: Path, shrink: list[str]) -> Iterator[tu
             yield f"fit-{model}-{kind}", [*bench, *common, *options]
 
 
-def run(name: str, command: list[str], out: Path, left_s: float) -> dict[str, Any]:
-    """Run one step; returns what is known of it."""
+def run(command: list[str], left_s: float) -> dict[str, Any]:
+    """Run one step; returns what is known of it: ``result`` or ``error``."""
     begin = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=left_s, check=False)
     except subprocess.TimeoutExpired:
-        return {"step": name, "error": f"stopped after {left_s:.0f} s: the time was up"}
-    told: dict[str, Any] = {"step": name, "wall_s": round(time.monotonic() - begin, 1)}
-    if done.returncode and not name.startswith("plan"):  # a plan that does not fit is one too
+        return {"error": f"stopped after {left_s:.0f} s: the time was up"}
+    told = {"wall_s": round(time.monotonic() - begin, 1)}
+    try:
+        return {**told, "result": json.loads(done.stdout)}  # a plan that does not fit has an exit code of its own
+    except ValueError:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return told | {"error": lines[-1] if lines else f"ended with exit code {done.returncode}"}
-    if done.stdout.lstrip().startswith("{"):
-        (out / f"{name}.json").write_text(done.stdout)
-    else:
-        told["lines"] = done.stdout.strip().splitlines()
-    return told
+        return {**told, "error": lines[-1] if lines else f"ended with exit code {done.returncode}"}
 
 
-def summary(step: dict[str, Any], out: Path) -> list[str]:
+def summary(name: str, step: dict[str, Any]) -> list[str]:
     """Return the lines that tell of one step."""
-    name = step["step"]
     if "error" in step:
         return [f"{name}: {step['error']}"]
-    head = f"{name} ({step['wall_s']:.0f} s)"
-    if "lines" in step:
-        return [head, *(f"  {line}" for line in step["lines"])]
-    found = json.loads((out / f"{name}.json").read_text())
+    head, found = f"{name} ({step['wall_s']:.0f} s)", step["result"]
     if name.startswith("encode"):
         parts = (f"{p} {found[p]['ours_s']} s, {found[p]['ratio']} x stock" for p in ("pictures", "sound"))
         return [f"{head}: {'; '.join(parts)}; together {found['together']} x"]
@@ -109,6 +110,8 @@ def summary(step: dict[str, Any], out: Path) -> list[str]:
             for p in found["prompts"]
         )
         return [f"{head}: {'; '.join(parts)}"]
+    if name.startswith("select"):
+        return [head, *(f"  {line(method)}" for method in found["methods"])]
     if name.startswith("plan"):
         peaks = (f"{where} {(found['peak'][f'{where}_bytes'] or 0) / 2**30:.1f} GiB" for where in ("device", "host"))
         weights = found["bytes"]["weights"] / 2**30
@@ -132,8 +135,10 @@ def summary(step: dict[str, Any], out: Path) -> list[str]:
 
 
 def main() -> None:
+    from omnicli.bench.clip import write_clip
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--minutes", type=float, default=9.0, help="time in all")
     parser.add_argument("--models", nargs="+", default=["qwen2.5-omni-7b", "qwen3-omni-30b"])
     parser.add_argument("--device", default="cuda")
@@ -141,28 +146,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=600, help="length of the shorter film")
     parser.add_argument("--layers", type=int, help="fewer layers, to see whether it runs")
     parser.add_argument("--scale", type=float, help="narrower ones")
-    parser.add_argument("--only", help="run the steps whose names hold this")
+    parser.add_argument("--only", action="append", help="run the steps whose names hold this; repeatable")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
-    told: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    told: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1) as beside:
         films = {seconds: Path(folder) / f"{seconds}.mp4" for seconds in (args.seconds, 3600)}
-        for name, command in steps(args, films):
-            if args.only and args.only not in name:
-                continue
+        todo = {name: c for name, c in steps(args, films) if any(part in name for part in args.only or [""])}
+        # an hour's film takes minutes to write: that is done beside the steps that need none
+        written = {
+            str(film): beside.submit(write_clip, film, float(seconds))
+            for seconds, film in films.items()
+            if any(str(film) in command for command in todo.values())
+        }
+        for name, command in todo.items():
+            for film in written.keys() & set(command):
+                written[film].result()
             left_s = end - time.monotonic()
-            if left_s < 20:
-                told.append({"step": name, "error": "no time left"})
-                continue
-            if (film := next((f for f in films.values() if str(f) in command), None)) and not film.exists():
-                from omnicli.bench.clip import write_clip
-
-                write_clip(film, float(film.stem))
-            told.append(run(name, command, args.out, left_s))
-            print(*summary(told[-1], args.out), sep="\n", flush=True)
-    (args.out / "summary.json").write_text(json.dumps(told, indent=1) + "\n")
-    print("\n--- summary ---", *(line for step in told for line in summary(step, args.out)), sep="\n")
+            told[name] = run(command, left_s) if left_s > 20 else {"error": "no time left"}
+            tell("gpu", {"steps": told}, args.out, device=args.device, quiet=True)
+            print(*summary(name, told[name]), sep="\n", flush=True)
+    print("\n--- summary ---", *(text for name, step in told.items() for text in summary(name, step)), sep="\n")
 
 
 if __name__ == "__main__":

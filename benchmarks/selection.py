@@ -174,9 +174,9 @@ def line(found: dict[str, Any]) -> str:
     if "error" in found:
         return f"{found['method']:<16} error: {found['error']}"
     pruned = "  ".join(
-        f"after {p['layer']}: {p['s']:.3f} s, {p['n']:,} -> {p['kept']:,}" for p in found.get("prune", ())
+        f"after {p['layer']}: {p['s']:.4f} s, {p['n']:,} -> {p['kept']:,}" for p in found.get("prune", ())
     )
-    text = f"{found['method']:<16} {found['compress_s']:>8.3f} s {found['kept']:>8,} kept"
+    text = f"{found['method']:<16} {found['compress_s']:>9.4f} s {found['kept']:>8,} kept"
     return f"{text} {found['extra_memory_mib']:>9,.1f} MiB  {pruned}".rstrip()
 
 
@@ -208,9 +208,10 @@ def main() -> None:
     }  # fmt: skip
     for name in args.methods or registry.methods():
         found = apart(name, args)
-        print(line(found), flush=True)
+        print(line(found), file=sys.stderr, flush=True)
         result["methods"].append(found)
         tell("selection", result, args.out, device=args.device, quiet=True)
+    tell("selection", result, None, device=args.device)
 
 
 if __name__ == "__main__":
