@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnicli import render
 from omnicli.cli import defaults
+from omnicli.cli.options import Given
 from omnicli.errors import MediaError, UsageError, near_names
 from omnicli.timing import StageClock
 
@@ -59,9 +60,7 @@ def check_media(name: str) -> Path:
     return path
 
 
-def prepare(
-    preset: str | None, settings: Sequence[str], model: str | None, device: str | None, dtype: str | None
-) -> Config:
+def prepare(given: Given) -> Config:
     """Resolve preset, settings and model from options, preset, environment and config file, in this order.
 
     The result names model, device and dtype as they will be used, so that it can repeat the run.
@@ -73,25 +72,23 @@ def prepare(
     ModelError
         No such model.
     """
-    config = resolve(preset, settings, model, device, dtype)
+    config = resolve(given)
     check_model(config.model or "")
     return config
 
 
-def resolve(
-    preset: str | None, settings: Sequence[str], model: str | None, device: str | None, dtype: str | None
-) -> Config:
+def resolve(given: Given) -> Config:
     """Do the same for a model that need not be on this machine."""
     from omnicli.config import load_config
 
     mine = defaults.load_defaults()
-    config = load_config(preset or mine.preset or defaults.FALLBACK_PRESET, [*mine.set, *settings])
-    name = model or config.model or mine.model or defaults.FALLBACK_MODEL
+    config = load_config(given.preset or mine.preset or defaults.FALLBACK_PRESET, [*mine.set, *given.settings])
+    name = given.model or config.model or mine.model or defaults.FALLBACK_MODEL
     return dataclasses.replace(
         config,
         model=name,
-        device=device or _chosen(config.device) or mine.device or "auto",
-        dtype=dtype or _chosen(config.dtype) or mine.dtype or "auto",
+        device=given.device or _chosen(config.device) or mine.device or "auto",
+        dtype=given.dtype or _chosen(config.dtype) or mine.dtype or "auto",
     )
 
 

@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command("ask", epilog=EXAMPLES)(ask)
 
 
+@opt.shared(*opt.PRESET, *opt.SAMPLING, "require_audio", *opt.WRITING, *opt.DEVICE)
 def ask(
     *,
     media: Annotated[str, typer.Argument(metavar="MEDIA", help="Film or sound file.", show_default=False)],
@@ -35,25 +36,7 @@ def ask(
         list[str] | None, typer.Option("-q", "--question", metavar="TEXT", help="One more question; repeatable.")
     ] = None,
     json_out: opt.JsonFlag = False,
-    preset: opt.PresetOption = None,
-    sets: opt.SetOption = None,
-    model: opt.ModelOption = None,
-    fps: opt.FpsOption = None,
-    max_frames: opt.MaxFramesOption = None,
-    start: opt.StartOption = None,
-    end: opt.EndOption = None,
-    audio: opt.AudioOption = None,
-    subtitles: opt.SubtitlesOption = None,
-    require_audio: Annotated[
-        bool, typer.Option("--require-audio", help="Stop (exit 3) if there is no usable sound.")
-    ] = False,
-    max_new_tokens: opt.MaxNewTokensOption = None,
-    temperature: opt.TemperatureOption = None,
-    seed: opt.SeedOption = None,
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = None,
-    quantize: opt.QuantizeOption = None,
-    offload: opt.OffloadFlag = False,
+    given: opt.Given,
     evidence: opt.EvidenceFlag = False,
     clip_dir: Annotated[
         Path | None,
@@ -70,21 +53,6 @@ def ask(
     The answer appears on stdout as it is written; progress, notes and the table of stages go to stderr.
     With --json each question gives one JSON object on one line (docs/json.md).
     """
-    settings = opt.asked(
-        sets,
-        fps=fps,
-        max_frames=max_frames,
-        start=start,
-        end=end,
-        audio=audio,
-        subtitles=subtitles,
-        require_audio=require_audio,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        quantize=quantize,
-        offload=offload,
-    )
     if clip_dir is not None and clip_dir.exists() and not clip_dir.is_dir():
         raise UsageError(f"--clip-dir {clip_dir}: is not a folder")
     questions = read_questions(question, more)
@@ -94,7 +62,7 @@ def ask(
     clock = StageClock()
     path = answering.check_media(media)
     with clock.stage("load"):
-        config = answering.prepare(preset, settings, model, device, dtype)
+        config = answering.prepare(given)
         cache = None if no_cache else defaults.open_cache()
     answers = answering.answer(
         path,

@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
     app.command("batch", epilog=EXAMPLES)(batch)
 
 
+@opt.shared(*opt.PRESET, *opt.SAMPLING, "require_audio", *opt.WRITING, *opt.DEVICE)
 def batch(
     *,
     paths: Annotated[
@@ -97,23 +98,7 @@ def batch(
     evidence: opt.EvidenceFlag = False,
     no_cache: opt.NoCacheFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors that end the run.")] = False,
-    preset: opt.PresetOption = None,
-    sets: opt.SetOption = None,
-    model: opt.ModelOption = None,
-    fps: opt.FpsOption = None,
-    max_frames: opt.MaxFramesOption = None,
-    start: opt.StartOption = None,
-    end: opt.EndOption = None,
-    audio: opt.AudioOption = None,
-    subtitles: opt.SubtitlesOption = None,
-    require_audio: Annotated[bool, typer.Option("--require-audio", help="Films without usable sound fail.")] = False,
-    max_new_tokens: opt.MaxNewTokensOption = None,
-    temperature: opt.TemperatureOption = None,
-    seed: opt.SeedOption = None,
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = None,
-    quantize: opt.QuantizeOption = None,
-    offload: opt.OffloadFlag = False,
+    given: opt.Given,
     verbose: opt.VerboseFlag = False,
 ) -> int:
     """Ask questions about many files; one JSON row per file and question, whatever happens.
@@ -121,28 +106,13 @@ def batch(
     Rows are those of `omni ask --json` and, where there is no answer, say why (docs/json.md). With -o, answers that are
     there already are not computed again, however the files are called now; a run that was stopped goes on.
     """
-    settings = opt.asked(
-        sets,
-        fps=fps,
-        max_frames=max_frames,
-        start=start,
-        end=end,
-        audio=audio,
-        subtitles=subtitles,
-        require_audio=require_audio,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        quantize=quantize,
-        offload=offload,
-    )
     if output is None and (retry_failed or force):
         raise UsageError(f"{'--force' if force else '--retry-failed'} has no meaning without -o FILE")
     if output is not None and not output.absolute().parent.is_dir():
         raise UsageError(f"-o {output}: the folder {output.parent} does not exist")
     if timeout is not None and not timeout > 0:
         raise UsageError(f"--timeout must be above 0, not {timeout:g}")
-    cluster = _on_cluster(ray, address, workers, isolate, device)
+    cluster = _on_cluster(ray, address, workers, isolate, given.device)
     asked = _questions(questions or [])
     display = Display(quiet)
     wanted = _wanted(paths or [], manifest, null, asked, display)
@@ -150,7 +120,7 @@ def batch(
     from omnicli.batch.journal import Journal, Stream
     from omnicli.cli import answering, defaults
 
-    config = answering.prepare(preset, settings, model, device, dtype)
+    config = answering.prepare(given)
     if config.media.subtitles not in ("auto", "off"):
         answering.check_media(config.media.subtitles)
     jobs = items.plan(wanted, _settings_key(config), config.media.subtitles)

@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     app.command("bench", epilog=EXAMPLES)(bench)
 
 
+@opt.shared("sets", "model", "fps", "max_frames", *opt.DEVICE)
 def bench(
     *,
     media: Annotated[
@@ -53,11 +54,7 @@ def bench(
         list[str] | None,
         typer.Option("--preset", "-p", metavar="NAME", help="Compare this preset with full tokens; repeatable."),
     ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one setting of every preset; repeatable."),
-    ] = None,
-    model: opt.ModelOption = None,
+    given: opt.Given,
     dummy_weights: Annotated[
         str | None,
         typer.Option("--dummy-weights", metavar="NAME", help="This architecture with random weights; no download."),
@@ -77,13 +74,6 @@ def bench(
         ),
     ] = 16,
     question: Annotated[str | None, typer.Option("--question", "-q", metavar="TEXT", help="What is asked.")] = None,
-    fps: Annotated[
-        float | None, typer.Option("--fps", metavar="RATE", help="Frames per second of film, for all presets.")
-    ] = None,
-    max_frames: Annotated[
-        int | None,
-        typer.Option("--max-frames", metavar="N", help="At most this many frames, for all; 128 without MEDIA."),
-    ] = None,
     duration: Annotated[
         float | None,
         typer.Option(
@@ -101,10 +91,6 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it too (.png, .svg, .pdf); needs matplotlib.")
     ] = None,
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = None,
-    quantize: opt.QuantizeOption = None,
-    offload: opt.OffloadFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Measure what presets cost and save against full tokens.
@@ -119,7 +105,7 @@ def bench(
         raise UsageError("--stages measures decoding and encoding alone; drop --preset and --plot")
     if media is not None and duration is not None:
         raise UsageError("--duration is the length of the film that is made without MEDIA")
-    name = model_name(model, dummy_weights, layers, scale)
+    name = model_name(given.model, dummy_weights, layers, scale)
     from omnicli.cli import answering
 
     path = None if media is None else answering.check_media(media)
@@ -127,14 +113,9 @@ def bench(
         from omnicli.bench import plot as plots
 
         plots.check(plot)
-    settings = opt.overrides(
-        [*([] if media else [f"media.max_frames={MADE_FRAMES}"]), *(sets or [])],
-        media__fps=fps,
-        media__max_frames=max_frames,
-        quantize=quantize,
-        offload=offload or None,
-    )
-    configs = configurations(preset or [], settings, name, device, dtype)
+    made = () if media else (f"media.max_frames={MADE_FRAMES}",)
+    given = dataclasses.replace(given, model=name, settings=(*made, *given.settings))
+    configs = configurations(preset or [], given)
     form = "json" if json_out else "csv" if csv_out else "markdown" if markdown else "text"
     film_s = _length(path) if path is not None else DURATION_S if duration is None else duration
     loaded = answering.load(next(iter(configs.values())), StageClock())
@@ -172,9 +153,7 @@ def model_name(model: str | None, dummy: str | None, layers: int | None, scale: 
     return ",".join([f"dummy:{dummy}", *sizes])
 
 
-def configurations(
-    presets: Sequence[str], settings: Sequence[str], model: str | None, device: str | None, dtype: str | None
-) -> dict[str, Config]:
+def configurations(presets: Sequence[str], given: opt.Given) -> dict[str, Config]:
     """Return the presets' settings by name, full tokens first; all with one model and one sampling of the film.
 
     The sampling is the default one as ``media.*`` settings change it. Where a preset has another, a note says so.
@@ -188,20 +167,20 @@ def configurations(
     from omnicli.config import LOADED, load_config
 
     mine = defaults.load_defaults()
-    common = load_config(REFERENCE, [s for s in [*mine.set, *settings] if s.strip().startswith("media.")]).media
+    common = load_config(REFERENCE, [s for s in [*mine.set, *given.settings] if s.strip().startswith("media.")]).media
     wanted = list(dict.fromkeys(presets or [mine.preset or defaults.FALLBACK_PRESET]))
     found: dict[str, Config] = {}
     problems: list[str] = []
     for name in wanted:
-        own = (
-            settings if name != REFERENCE else [s for s in settings if s.startswith(("media.", "quantize", "offload"))]
-        )
+        own = given.settings
+        if name == REFERENCE:
+            own = tuple(text for text in own if text.startswith(("media.", "quantize", "offload")))
         try:
-            found[name] = answering.prepare(name, own, model, device, dtype)
+            found[name] = answering.prepare(dataclasses.replace(given, preset=name, settings=own))
         except ConfigError as error:
             problems += error.problems
         else:
-            model = model or found[name].model
+            given = dataclasses.replace(given, model=given.model or found[name].model)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     first = next(iter(found.values()))
@@ -213,8 +192,8 @@ def configurations(
             )
     for name, config in found.items():
         if changed := [k for k, v in vars(config.media).items() if v != getattr(common, k)]:
-            own = ", ".join(f"{k} {getattr(config.media, k)}" for k in changed)
-            render.note(f"{name} has {own} of its own; here all presets get the same frames and sound")
+            sampling = ", ".join(f"{k} {getattr(config.media, k)}" for k in changed)
+            render.note(f"{name} has {sampling} of its own; here all presets get the same frames and sound")
     return {n: dataclasses.replace(c, media=common) for n, c in {REFERENCE: full, **found}.items()}
 
 

@@ -53,26 +53,12 @@ def register(app: typer.Typer) -> None:
     app.command("chat", epilog=EXAMPLES)(chat)
 
 
+@opt.shared(*opt.PRESET, *opt.SAMPLING, *opt.WRITING, *opt.DEVICE)
 def chat(
     *,
     media: Annotated[str, typer.Argument(metavar="MEDIA", help="Film or sound file.", show_default=False)],
     json_out: opt.JsonFlag = False,
-    preset: opt.PresetOption = None,
-    sets: opt.SetOption = None,
-    model: opt.ModelOption = None,
-    fps: opt.FpsOption = None,
-    max_frames: opt.MaxFramesOption = None,
-    start: opt.StartOption = None,
-    end: opt.EndOption = None,
-    audio: opt.AudioOption = None,
-    subtitles: opt.SubtitlesOption = None,
-    max_new_tokens: opt.MaxNewTokensOption = None,
-    temperature: opt.TemperatureOption = None,
-    seed: opt.SeedOption = None,
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = None,
-    quantize: opt.QuantizeOption = None,
-    offload: opt.OffloadFlag = False,
+    given: opt.Given,
     no_cache: opt.NoCacheFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> int:
@@ -86,29 +72,15 @@ def chat(
     line on stdout: the answer, empty if there is none, or with --json an object (docs/json.md). A line that fails does
     not stop the others; the exit code is that of the first one.
     """
-    settings = opt.asked(
-        sets,
-        fps=fps,
-        max_frames=max_frames,
-        start=start,
-        end=end,
-        audio=audio,
-        subtitles=subtitles,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        quantize=quantize,
-        offload=offload,
-    )
     from omnicli.cli import answering, defaults
     from omnicli.timing import StageClock
 
     clock = StageClock()
     path = answering.check_media(media)
     with clock.stage("load"):
-        config = answering.prepare(preset, settings, model, device, dtype)
+        config = answering.prepare(given)
         cache = None if no_cache else defaults.open_cache()
-        writing = [text for text in (*defaults.load_defaults().set, *settings) if text.startswith("generate.")]
+        writing = [text for text in (*defaults.load_defaults().set, *given.settings) if text.startswith("generate.")]
     source, config, loaded, _ = answering.begin(path, config, clock, cache)
     with clock.stage("load"):
         from omnicli.session import Session

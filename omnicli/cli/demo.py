@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command("demo", epilog=EXAMPLES)(demo)
 
 
+@opt.shared(*opt.PRESET, *opt.DEVICE)
 def demo(
     *,
     minutes: Annotated[
@@ -38,14 +39,8 @@ def demo(
         Path | None, typer.Option("--keep", metavar="FILE", help="Keep the film here (.mp4), to ask more about it.")
     ] = None,
     json_out: opt.JsonFlag = False,
-    preset: opt.PresetOption = None,
-    sets: opt.SetOption = None,
-    model: opt.ModelOption = None,
+    given: opt.Given,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another film.")] = 2,
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = None,
-    quantize: opt.QuantizeOption = None,
-    offload: opt.OffloadFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Make a film with known answers, ask it, check it.
@@ -56,7 +51,7 @@ def demo(
 
     if keep is not None and not keep.absolute().parent.is_dir():
         raise MediaError(f"{keep}: the folder {keep.parent} does not exist")
-    config = answering.prepare(preset, opt.asked(sets, quantize=quantize, offload=offload), model, device, dtype)
+    config = answering.prepare(given)
     with tempfile.TemporaryDirectory(prefix="omni-demo-") as folder:
         film = keep or Path(folder) / "demo.mp4"
         known = write_film(film, minutes, seed)

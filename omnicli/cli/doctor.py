@@ -102,7 +102,7 @@ def models() -> Check:
     """Plan films of two lengths with every model, with the user's preset, device and number format."""
     from omnicli.doctor import models as survey
 
-    return survey.models(resolve(None, (), None, None, None))
+    return survey.models(resolve(opt.Given()))
 
 
 def presets() -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def register(app: typer.Typer) -> None:
     app.command("needle", epilog=EXAMPLES)(needle)
 
 
+@opt.shared("sets", "model", *opt.DEVICE)
 def needle(
     *,
     haystack: Annotated[
@@ -103,16 +105,11 @@ def needle(
         Path | None, typer.Option("--plot", metavar="FILE", help="Write heat maps (.png, .svg, .pdf).")
     ] = None,
     json_out: opt.JsonFlag = False,
-    sets: opt.SetOption = None,
-    model: opt.ModelOption = None,
+    given: opt.Given,
     max_pixels: Annotated[
         int | None, typer.Option("--max-pixels", metavar="N", min=1, help="Largest frame, for all presets.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the needles and generated film.")] = 0,
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = None,
-    quantize: opt.QuantizeOption = None,
-    offload: opt.OffloadFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Hide six digits anywhere in an hour and ask for them.
@@ -138,8 +135,7 @@ def needle(
         plan.MODALITIES if modality is ModalityChoice.both else (modality.value,),
         seed,
     )
-    settings = opt.asked(sets, quantize=quantize, offload=offload)
-    contenders = _contenders(preset, settings, up_to or [], (model, device, dtype, max_pixels))
+    contenders = _contenders(preset or [], given, up_to or [], max_pixels)
     recordings = [plan.read_recording(text) for text in needle_wav or []]
     first = contenders[0].config
     with tempfile.TemporaryDirectory(prefix="omni-needle-") as folder, _Display() as display:
@@ -184,35 +180,33 @@ def _numbers(option: str, text: str, parse: Any) -> list[float]:
     return out
 
 
-def _contenders(
-    presets: list[str] | None, sets: list[str], up_to: list[str], choice: tuple[Any, Any, Any, int | None]
-) -> list[Contender]:
-    """Resolve presets; ``choice`` is model, device, dtype and the largest frame, from options."""
+def _contenders(presets: list[str], given: opt.Given, up_to: list[str], max_pixels: int | None) -> list[Contender]:
+    """Resolve presets with what is given for all of them; ``max_pixels``: the largest frame."""
     from omnicli.bench.needle_run import Contender, sampled_alike
     from omnicli.cli import answering, defaults
     from omnicli.settings import MediaConfig
 
-    labels = list(presets or []) or [defaults.load_defaults().preset or defaults.FALLBACK_PRESET]
+    labels = presets or [defaults.load_defaults().preset or defaults.FALLBACK_PRESET]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"--preset {twice[0]}: given twice")
     limits = _limits(up_to, labels)
     out: list[Contender] = []
     for label in labels:
         name, _, changes = label.partition(":")
-        own = [*sets, *(part for part in changes.split(",") if part)]
+        own = (*given.settings, *(part for part in changes.split(",") if part))
         if sampling := [text for text in own if text.strip().startswith("media.")]:
             raise UsageError(
                 f"{sampling[0]}: needles are looked for at one frame a second and with all of the sound, alike for "
                 "all presets; only --max-pixels changes that"
             )
-        config = answering.prepare(name, own, *choice[:3])
+        config = answering.prepare(dataclasses.replace(given, preset=name, settings=own))
         if config.media != MediaConfig():
             render.note(f"{label}: its own sampling of films is not used here; one frame a second, all of the sound")
         if out and config.model != out[0].config.model:
             raise UsageError(f"{out[0].label} and {label} name different models; choose one with --model")
         if out and config.quantize != out[0].config.quantize:
             raise UsageError(f"{out[0].label} and {label} keep weights in different ways; choose with --quantize")
-        out.append(Contender(label, sampled_alike(config, choice[3]), limits.get(label)))
+        out.append(Contender(label, sampled_alike(config, max_pixels), limits.get(label)))
     return out
 
 

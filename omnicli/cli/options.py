@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import re
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any
 
@@ -79,32 +83,6 @@ def check_span(start_s: float | None, end_s: float | None) -> None:
         raise UsageError(f"--end {end_s:g} s is not after --start {start_s or 0.0:g} s")
 
 
-_SAMPLED = ("fps", "max_frames", "start", "end", "audio", "subtitles", "require_audio")
-_WRITTEN = ("max_new_tokens", "temperature", "seed")
-
-
-def asked(sets: list[str] | None, **flags: Any) -> list[str]:
-    """Return `overrides` of the options for sampling, writing and weights, by the options' own names.
-
-    None and False mean "not given".
-
-    Raises
-    ------
-    UsageError
-        The stretch of the film ends before it starts.
-    """
-    check_span(flags.get("start"), flags.get("end"))
-    named: dict[str, Any] = {"quantize": flags.pop("quantize", None), "offload": flags.pop("offload", False) or None}
-    for section, names in (("media", _SAMPLED), ("generate", _WRITTEN)):
-        for name in names:
-            value = flags.pop(name, None)
-            value = value.value if isinstance(value, Enum) else value
-            named[f"{section}__{name}"] = None if value is False else value
-    if flags:
-        raise TypeError(f"no such options: {', '.join(flags)}")
-    return overrides(sets, **named)
-
-
 class AudioChoice(str, Enum):
     """What to do with the sound track."""
 
@@ -122,78 +100,134 @@ VerboseFlag = Annotated[
     bool,
     typer.Option("-v", "--verbose", callback=_verbose_callback, help="Log on stderr; show tracebacks of errors."),
 ]
-PresetOption = Annotated[
-    str | None, typer.Option("--preset", "-p", metavar="NAME", help="Preset name or YAML file (omni presets list).")
-]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one setting of the preset; repeatable."),
 ]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", metavar="NAME", help="Short name, hub id or folder (omni models list)."),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, cuda:0,cuda:1 or cuda:all.  [default: auto]"
-    ),
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16.  [default: auto]"),
-]
-QuantizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--quantize", metavar="none|int8|int4",
-        help="Keep the LLM's weights in 8 or 4 bits (docs/models.md).  [default: none]",
-    ),
-]  # fmt: skip
-OffloadFlag = Annotated[
-    bool,
-    typer.Option("--offload", help="Keep the encoders in host memory while the LLM works, and the other way round."),
-]
-FpsOption = Annotated[float | None, typer.Option("--fps", metavar="RATE", help="Frames to look at per second of film.")]
-MaxFramesOption = Annotated[
-    int | None, typer.Option("--max-frames", metavar="N", help="At most this many frames, spread evenly.")
-]
-StartOption = Annotated[
-    float | None,
-    typer.Option("--start", metavar="TIME", parser=parse_time, help="Begin here: seconds, mm:ss or hh:mm:ss."),
-]
-EndOption = Annotated[
-    float | None,
-    typer.Option("--end", metavar="TIME", parser=parse_time, help="Stop here: seconds, mm:ss or hh:mm:ss."),
-]
-AudioOption = Annotated[
-    AudioChoice | None,
-    typer.Option("--audio", metavar="auto|on|off", help="Listen if there is sound, insist on it, or do not."),
-]
-SubtitlesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--subtitles", metavar="auto|FILE|off",
-        help="Read subtitles before the question: those beside or in the film, or a file's.  [default: off]",
-    ),
-]  # fmt: skip
-MaxNewTokensOption = Annotated[
-    int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")
-]
-TemperatureOption = Annotated[
-    float | None, typer.Option("--temperature", metavar="T", help="0 always takes the likeliest token.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
+
+PRESET = ("preset", "sets", "model")
+SAMPLING = ("fps", "max_frames", "start", "end", "audio", "subtitles")
+WRITING = ("max_new_tokens", "temperature", "seed")
+DEVICE = ("device", "dtype", "quantize", "offload")
+_SHARED: dict[str, Any] = {
+    "preset": Annotated[
+        str | None, typer.Option("--preset", "-p", metavar="NAME", help="Preset name or YAML file (omni presets list).")
+    ],
+    "sets": SetOption,
+    "model": Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME", help="Short name, hub id or folder (omni models list)."),
+    ],
+    "fps": Annotated[float | None, typer.Option("--fps", metavar="RATE", help="Frames to look at per second of film.")],
+    "max_frames": Annotated[
+        int | None, typer.Option("--max-frames", metavar="N", help="At most this many frames, spread evenly.")
+    ],
+    "start": Annotated[
+        float | None,
+        typer.Option("--start", metavar="TIME", parser=parse_time, help="Begin here: seconds, mm:ss or hh:mm:ss."),
+    ],
+    "end": Annotated[
+        float | None,
+        typer.Option("--end", metavar="TIME", parser=parse_time, help="Stop here: seconds, mm:ss or hh:mm:ss."),
+    ],
+    "audio": Annotated[
+        AudioChoice | None,
+        typer.Option("--audio", metavar="auto|on|off", help="Listen if there is sound, insist on it, or do not."),
+    ],
+    "subtitles": Annotated[
+        str | None,
+        typer.Option(
+            "--subtitles",
+            metavar="auto|FILE|off",
+            help="Read subtitles before the question: those beside or in the film, or a file's.  [default: off]",
+        ),
+    ],
+    "require_audio": Annotated[bool, typer.Option("--require-audio", help="Fail where there is no usable sound.")],
+    "max_new_tokens": Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")
+    ],
+    "temperature": Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="0 always takes the likeliest token.")
+    ],
+    "seed": Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")],
+    "device": Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, cuda:0,cuda:1 or cuda:all.  [default: auto]"
+        ),
+    ],
+    "dtype": Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16.  [default: auto]"),
+    ],
+    "quantize": Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            metavar="none|int8|int4",
+            help="Keep the LLM's weights in 8 or 4 bits (docs/models.md).  [default: none]",
+        ),
+    ],
+    "offload": Annotated[
+        bool,
+        typer.Option(
+            "--offload", help="Keep the encoders in host memory while the LLM works, and the other way round."
+        ),
+    ],
+}
+_FLAGS = ("require_audio", "offload")
+_SECTIONS = {"media": (*SAMPLING, "require_audio"), "generate": WRITING}
 
 
-def overrides(sets: list[str] | None, **flags: Any) -> list[str]:
-    """Return ``key=value`` settings: those of --set first, then the flags that were given, which win.
+@dataclass(frozen=True)
+class Given:
+    """What was said by options that commands share; None where nothing was.
 
-    ``flags`` maps a setting's name with ``__`` for the dot to its value; None means "not given".
+    ``settings`` are texts ``key=value`` for the preset: those of --set, then those of options of their own, which win.
     """
-    out = list(sets or [])
-    for name, value in flags.items():
-        if value is not None:
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            out.append(f"{name.replace('__', '.')}={text}")
-    return out
+
+    preset: str | None = None
+    settings: tuple[str, ...] = ()
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+
+def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a command that takes `Given` as ``given``: its users get the options ``names`` in that place instead.
+
+    A command so decorated raises `UsageError` when the stretch of the film ends before it starts.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            said = {name: values.pop(name) for name in names}
+            return command(**values, given=_given(said))
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for own in signature.parameters.values():
+            parameters += map(_parameter, names) if own.name == "given" else [own]
+        run.__dict__["__signature__"] = signature.replace(parameters=parameters)  # what Typer makes options of
+        return run
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    default = False if name in _FLAGS else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_SHARED[name])
+
+
+def _given(said: dict[str, Any]) -> Given:
+    """Return what options say, by their names; False is nothing said, as None is."""
+    check_span(said.get("start"), said.get("end"))
+    of_its_own = {name: said.pop(name, None) for name in ("preset", "model", "device", "dtype")}
+    settings = list(said.pop("sets", None) or [])
+    for name, value in said.items():
+        if value is not None and value is not False:
+            section = next((f"{key}." for key, names in _SECTIONS.items() if name in names), "")
+            text = value.value if isinstance(value, Enum) else str(value).lower() if value is True else str(value)
+            settings.append(f"{section}{name}={text}")
+    return Given(settings=tuple(settings), **of_its_own)

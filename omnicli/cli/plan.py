@@ -24,33 +24,18 @@ def register(app: typer.Typer) -> None:
     app.command("plan", epilog=EXAMPLES)(plan)
 
 
+@opt.shared(*opt.PRESET, "fps", "max_frames", "start", "end", "audio", "max_new_tokens", *opt.DEVICE)
 def plan(
     *,
     media: Annotated[str, typer.Argument(metavar="MEDIA", help="Film or sound file.", show_default=False)],
     json_out: opt.JsonFlag = False,
-    preset: opt.PresetOption = None,
-    sets: opt.SetOption = None,
-    model: opt.ModelOption = None,
-    fps: opt.FpsOption = None,
-    max_frames: opt.MaxFramesOption = None,
-    start: opt.StartOption = None,
-    end: opt.EndOption = None,
-    audio: opt.AudioOption = None,
-    max_new_tokens: opt.MaxNewTokensOption = None,
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = None,
-    quantize: opt.QuantizeOption = None,
-    offload: opt.OffloadFlag = False,
+    given: opt.Given,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Tell whether a question about a file would fit this machine, and what would make it fit.
 
     Nothing is decoded or loaded; models whose weights are not here can be named too. Exit 0: it fits, 4: it does not.
     """
-    settings = opt.asked(
-        sets, fps=fps, max_frames=max_frames, start=start, end=end, audio=audio, max_new_tokens=max_new_tokens,
-        quantize=quantize, offload=offload,
-    )  # fmt: skip
     from omnicli import fit
     from omnicli import plan as planning
     from omnicli.cli import answering
@@ -58,7 +43,7 @@ def plan(
     from omnicli.media.probe import probe
 
     path = answering.check_media(media)
-    config = answering.resolve(preset, settings, model, device, dtype)
+    config = answering.resolve(given)
     info = probe(path)
     made = planning.make_plan(info, config)
     found = [] if made.fits else fit.changes(info, config, made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from omnicli.cli import defaults, options
@@ -107,13 +109,37 @@ def test_where_the_cache_is_and_how_large(tmp_path, monkeypatch):
         defaults.open_cache()
 
 
+def given(**said):
+    """Return what a command is given whose user says this."""
+
+    @options.shared(*said)
+    def command(*, other: int, given: options.Given) -> options.Given:
+        assert other == 1
+        return given
+
+    return command(other=1, **said)
+
+
 def test_span_must_not_be_empty():
-    options.check_span(None, 5.0)
-    options.check_span(5.0, None)
-    with pytest.raises(UsageError):
-        options.check_span(5.0, 5.0)
+    assert given(start=None, end=5.0).settings == ("media.end=5.0",)
+    assert given(start=5.0, end=None).settings == ("media.start=5.0",)
+    with pytest.raises(UsageError, match=r"--end 5 s is not after --start 5 s"):
+        given(start=5.0, end=5.0)
 
 
 def test_flags_come_after_settings():
-    got = options.overrides(["media.fps=1", "a.b=c"], media__fps=2.0, media__start=None, media__require_audio=True)
-    assert got == ["media.fps=1", "a.b=c", "media.fps=2.0", "media.require_audio=true"]
+    got = given(
+        sets=["media.fps=1", "a.b=c"], preset="full", fps=2.0, start=None, require_audio=True, seed=3, offload=False,
+        audio=options.AudioChoice.off, quantize="int8", device="cpu",
+    )  # fmt: skip
+    settings = ("media.fps=1", "a.b=c", "media.fps=2.0", "media.require_audio=true", "generate.seed=3")
+    assert got == options.Given("full", (*settings, "media.audio=off", "quantize=int8"), None, "cpu", None)
+
+
+def test_a_command_has_the_shared_options_in_the_place_of_what_it_is_given():
+    @options.shared("model", "offload")
+    def command(*, other: int, given: options.Given, last: bool = False) -> None: ...
+
+    parameters = inspect.signature(command).parameters
+    assert list(parameters) == ["other", "model", "offload", "last"]
+    assert parameters["model"].default is None and parameters["offload"].default is False
