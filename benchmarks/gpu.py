@@ -7,8 +7,9 @@ In this order, each in a process of its own, until the time is up: encoding agai
 seconds; writing tokens layer by layer and from a CUDA graph; selection of AVOC on an hour's tokens and of SEATS on 128
 frames; `omni bench` with random weights at full size, 128 frames, against full tokens; encoding an hour, and an hour
 against full tokens; 128 frames in 8 and 4 bits and with weights that wait in host memory, beside what `omni plan` says
-of it (`--only fit --only plan` runs that alone). What there was no time for, and what failed, is told. ``--out`` is
-written after each step and holds what each step printed; plots stand beside it.
+of it. What there was no time for, and what failed, is told, and can be run by itself: `--only -3600 --models
+qwen3-omni-30b` (reading all tokens of an hour takes minutes), `--only fit --only plan`. ``--out`` is written after each
+step and holds what each step printed; plots stand beside it.
 """
 
 from __future__ import annotations
