@@ -206,7 +206,7 @@ def test_no_n_by_n_at_a_hundred_thousand(name):
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2 * 2**30, hard))
     try:
         selection = choose(name, tokens, 0.1)
-        prune_all(name, tokens, 0.1)
+        _pruned(METHODS[name].at(0.1), selection, tokens, 28)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     check_indices(selection.indices, len(tokens))

@@ -37,6 +37,16 @@ print(json.dumps({"peak": memory.peaks(device).host_bytes - base, "tokens": answ
 """
 
 
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    from omnicli.train.films import write_film
+    from omnicli.train.world import make_film
+
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_film(make_film(77, 180), path, fps=4.0)
+    return path
+
+
 @pytest.mark.parametrize(
     ("model", "preset", "quantize"),
     [
@@ -48,12 +58,7 @@ print(json.dumps({"peak": memory.peaks(device).host_bytes - base, "tokens": answ
         ("tiny", "seats-10", "int8"),
     ],
 )
-def test_peak_memory_of_three_minutes(tmp_path, model, preset, quantize):
-    from omnicli.train.films import write_film
-    from omnicli.train.world import make_film
-
-    film = tmp_path / "film.mp4"
-    write_film(make_film(77, 180), film, fps=4.0)
+def test_peak_memory_of_three_minutes(film, tmp_path, model, preset, quantize):
     model = str(tiny.build(tmp_path / "tiny")) if model == "tiny" else model
     settings = dataclasses.replace(load_config(preset, [f"quantize={quantize}"]), model=model, device="cpu")
     plan = planning.make_plan(probe(film), settings)
