@@ -96,8 +96,9 @@ def bench(
     """Measure what presets cost and save against full tokens.
 
     Presets run in turns, with the same frames and the same sound, and each answer is written to the same length, so
-    that rates compare. Without MEDIA a film of ten minutes is made and looked at in 128 frames with all of its sound. A
-    preset that runs out of memory is told of in its row, and the others go on.
+    that rates compare; --set, --fps and --max-frames hold for all of them. Without MEDIA a film of ten minutes is made
+    and looked at in 128 frames with all of its sound. A preset that runs out of memory is told of in its row, and the
+    others go on.
     """
     if sum((json_out, csv_out, markdown)) > 1:
         raise UsageError("--json, --csv and --markdown: only one of them")

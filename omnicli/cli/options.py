@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -175,7 +175,6 @@ _SHARED: dict[str, Any] = {
         ),
     ],
 }
-_FLAGS = ("require_audio", "offload")
 _SECTIONS = {"media": (*SAMPLING, "require_audio"), "generate": WRITING}
 
 
@@ -216,8 +215,9 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _parameter(name: str) -> inspect.Parameter:
-    default = False if name in _FLAGS else None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_SHARED[name])
+    kind = _SHARED[name]
+    default = False if get_args(kind)[0] is bool else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def _given(said: dict[str, Any]) -> Given:
