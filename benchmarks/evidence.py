@@ -17,7 +17,7 @@ from typing import Any
 from result import add_out, tell
 
 from omnicli import pipeline
-from omnicli.config import load_config
+from omnicli.config.config import load_config
 from omnicli.models.base import OmniModel
 from omnicli.models.loading import load_model
 from omnicli.train import films, speech, world

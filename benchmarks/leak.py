@@ -59,7 +59,7 @@ def main() -> None:
 
     from omnicli.batch.items import Wanted, plan
     from omnicli.batch.worker import Worker
-    from omnicli.config import load_config
+    from omnicli.config.config import load_config
 
     config = dataclasses.replace(load_config(options.preset, ["generate.max_new_tokens=4"]), model=options.model)
     sizes, statuses = [], Counter[str]()

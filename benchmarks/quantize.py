@@ -28,11 +28,11 @@ import torch
 from result import add_out, tell
 
 from omnicli import pipeline
-from omnicli.config import load_config
+from omnicli.config.config import load_config
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
-from omnicli.models import quantize
 from omnicli.models.loading import load_model, resolve_dtype
+from omnicli.models.weights import quantize
 from omnicli.train.films import write_film
 from omnicli.train.pocket_eval import held_out_film
 

@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from result import add_out, tell
 
-from omnicli import registry
-from omnicli.bench import memory
+from omnicli.config import registry
 from omnicli.llm.pruning import LayerView
 from omnicli.types import MediaTokens, Modality, Query, Selection
+from omnicli.utils import memory
 
 ROWS, COLS, DEPTH, RUNS = 9, 16, 28, 3
 SOUND_PER_S, WINDOW_S, SCENE = 25, 2.0, 8

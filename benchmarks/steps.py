@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from result import add_out, tell
 
+from omnicli.llm.attention_recorder import Watch
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.llm.steps import Steps
-from omnicli.llm.watch import Watch
 from omnicli.models.loading import load_model, resolve_device
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from result import add_out, tell
 
-from omnicli.compress.avoc import Avoc
+from omnicli.compress.methods.avoc import Avoc
 from omnicli.compress.tammr import ta_mmr
 from omnicli.types import MediaTokens, Query
 

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omnicli import config, registry, settings
 from omnicli.compress.base import Compressor
+from omnicli.config import config, registry, settings
 
 HEADER = "<!-- Made by `python -m omnicli.docs` from the code; change the code, not this file. -->\n"
 

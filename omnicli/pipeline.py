@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omnicli import facts, timescale
+from omnicli.answer import result as facts
+from omnicli.answer.evidence import layers as middle
+from omnicli.encode.film import Film, look
 from omnicli.errors import MemoryLimitError
-from omnicli.evidence import layers as middle
-from omnicli.film import Film, look
+from omnicli.llm.attention_recorder import Watch
 from omnicli.llm.decode import DecodeOptions, generate
-from omnicli.llm.reader import Reader
-from omnicli.llm.watch import Watch
-from omnicli.timing import StageClock
+from omnicli.llm.prefix_cache import Reader
+from omnicli.models import timescale
 from omnicli.types import Answer, Modality
+from omnicli.utils.timing import StageClock
 
 if TYPE_CHECKING:
-    from omnicli.cache import Cache
-    from omnicli.config import Config
-    from omnicli.encode import Progress
+    from omnicli.config.config import Config
+    from omnicli.encode.cache import Cache
+    from omnicli.encode.encode import Progress
     from omnicli.media.probe import MediaInfo
     from omnicli.models.base import OmniModel
     from omnicli.models.parts import EncodedClip
@@ -44,7 +45,7 @@ def ask(
     on_text : callable
         Called with the question's index and each piece of its answer as it is written.
     on_progress : callable
-        Called with stage, done, total; see `omnicli.encode.Progress`.
+        Called with stage, done, total; see `omnicli.encode.encode.Progress`.
     clock : StageClock
         Already holds what was timed before, such as loading the model.
     cache : Cache

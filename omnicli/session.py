@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnicli import pipeline
-from omnicli.encode import Progress
+from omnicli.encode.encode import Progress
 from omnicli.errors import MemoryLimitError
-from omnicli.llm.reader import Reader
+from omnicli.llm.prefix_cache import Reader
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES, KEYS, SALIENCIES
 from omnicli.types import Answer
 
 if TYPE_CHECKING:
-    from omnicli.cache import Cache
-    from omnicli.config import Config
+    from omnicli.config.config import Config
+    from omnicli.encode.cache import Cache
     from omnicli.media.probe import MediaInfo
-    from omnicli.timing import StageClock
+    from omnicli.utils.timing import StageClock
 
 Turn = tuple[str, str]
 
@@ -49,7 +49,7 @@ class Session:
     source : str, Path or MediaInfo
         The file, or what `probe` found in it.
     clock, cache
-        See `omnicli.film.look`.
+        See `omnicli.encode.film.look`.
 
     Attributes
     ----------

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from omnicli.lazy import torch
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,7 +172,7 @@ class MediaUsed:
 class Answer:
     """One answered question with everything needed to trust and to repeat it (`omni ask --json`).
 
-    ``cached``: the film's tokens were read from the cache (`omnicli.cache`).
+    ``cached``: the film's tokens were read from the cache (`omnicli.encode.cache`).
     """
 
     id: str

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnicli import fingerprint
 from omnicli.batch.choices import with_choices
 from omnicli.errors import UsageError, near_names
+from omnicli.utils import fingerprint
 
 SUFFIXES = frozenset(
     """3g2 3gp aac ac3 aif aiff amr asf avi caf divx dv f4v flac flv m2ts m2v m4a m4b m4v mka mkv mov mp3 mp4 mpeg mpg

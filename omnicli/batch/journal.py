@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from omnicli.errors import UsageError
-from omnicli.journal import JsonLines
+from omnicli.utils.jsonl import JsonLines
 
 Row = dict[str, Any]
 

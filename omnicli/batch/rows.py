@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnicli import facts
+from omnicli.answer import result as facts
 from omnicli.batch.choices import chosen
 from omnicli.types import Answer
 
 if TYPE_CHECKING:
     from omnicli.batch.items import Item
     from omnicli.batch.journal import Row
-    from omnicli.config import Config
+    from omnicli.config.config import Config
 
 
 def answered(item: Item, answer: Answer, notes: list[str]) -> Row:

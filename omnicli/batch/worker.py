@@ -22,21 +22,21 @@ from omnicli import pipeline
 from omnicli.batch import rows
 from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.limit import time_limit
-from omnicli.bench import memory
-from omnicli.encode import Decoding
+from omnicli.encode.encode import Decoding
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError
-from omnicli.fit import smaller
-from omnicli.llm.reader import Reader
+from omnicli.llm.prefix_cache import Reader
 from omnicli.media.pieces import HERE
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.loading import load_model
-from omnicli.timing import StageClock
+from omnicli.planning.fit import smaller
+from omnicli.utils import memory
+from omnicli.utils.timing import StageClock
 
 if TYPE_CHECKING:
     from omnicli.batch.items import Item, Job
     from omnicli.batch.journal import Row
-    from omnicli.cache import Cache
-    from omnicli.config import Config
+    from omnicli.config.config import Config
+    from omnicli.encode.cache import Cache
     from omnicli.media.pieces import Decoder
     from omnicli.models.base import OmniModel
 

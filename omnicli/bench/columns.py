@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnicli.bench.table import ERROR, NOTHING, Cells, Sheet, number, percent, times
-from omnicli.config import precision
+from omnicli.config.config import precision
 
 GIB = 2**30
 

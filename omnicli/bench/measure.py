@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from omnicli import pipeline
-from omnicli.bench import memory
-from omnicli.bench.memory import Peaks
-from omnicli.bench.rig import Rig
+from omnicli.bench.fixed_length import Rig
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES, SALIENCIES
-from omnicli.timing import PARTS, Times
+from omnicli.utils import memory
+from omnicli.utils.memory import Peaks
+from omnicli.utils.timing import PARTS, Times
 
 if TYPE_CHECKING:
-    from omnicli.config import Config
-    from omnicli.settings import MediaConfig
+    from omnicli.config.config import Config
+    from omnicli.config.settings import MediaConfig
     from omnicli.types import Answer, MediaUsed
 
 REFERENCE = "full"

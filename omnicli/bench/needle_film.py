@@ -18,17 +18,17 @@ from torch import Tensor
 
 from omnicli.bench.needle import FPS, MODALITIES, Grid, Needle, caption_frame, loudness, speak
 from omnicli.bench.needle_sound import Sound, SoundBlocks
-from omnicli.encode import Encoded, Progress
+from omnicli.encode.encode import Encoded, Progress
+from omnicli.encode.film import Film
 from omnicli.errors import MediaError, UsageError
-from omnicli.film import Film
 from omnicli.media import audio, sampling, video
 from omnicli.media.audio import SAMPLE_RATE
 from omnicli.media.pieces import batched
 from omnicli.media.probe import MediaInfo
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import PAIR_SALIENCY, EncodedAudio, EncodedClip, EncodedVideo
-from omnicli.timing import Times
 from omnicli.types import MediaTokens, MediaUsed, Modality
+from omnicli.utils.timing import Times
 
 _SHORT_S = 0.5  # a film may be this much shorter than the clip that is cut from it
 

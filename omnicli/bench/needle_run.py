@@ -19,19 +19,20 @@ from typing import Any
 
 import torch
 
-from omnicli import facts, pipeline
-from omnicli.bench import memory
+from omnicli import pipeline
+from omnicli.answer import result as facts
 from omnicli.bench.needle import FPS, QUESTION, Grid, Needle, found, make_needle
 from omnicli.bench.needle_film import Haystack, Prefix
-from omnicli.config import Config
-from omnicli.encode import Progress
+from omnicli.config.config import Config
+from omnicli.config.settings import MediaConfig
+from omnicli.encode.encode import Progress
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError, UsageError
-from omnicli.journal import JsonLines
 from omnicli.media.probe import MediaInfo
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES, SALIENCIES
-from omnicli.settings import MediaConfig
 from omnicli.train.pocket_eval import wilson
+from omnicli.utils import memory
+from omnicli.utils.jsonl import JsonLines
 
 SCHEMA = 1
 _KEY = ("haystack", "preset", "settings", "modality", "duration_s", "depth", "needle")

@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omnicli import facts
+from omnicli.answer import result as facts
+from omnicli.bench.fixed_length import agreement
 from omnicli.bench.measure import REFERENCE, Measured, Outcome
-from omnicli.bench.rig import agreement
 
 if TYPE_CHECKING:
-    from omnicli.config import Config
+    from omnicli.config.config import Config
     from omnicli.models.base import OmniModel
 
 SCHEMA = 1

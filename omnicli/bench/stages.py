@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from omnicli import facts
+from omnicli.answer import result as facts
 from omnicli.bench.columns import origin, rounds
 from omnicli.bench.rows import machine, spread
 from omnicli.bench.table import NOTHING, Cells, Sheet, number
@@ -27,8 +27,8 @@ from omnicli.media.pieces import batched
 from omnicli.media.probe import MediaInfo, probe
 
 if TYPE_CHECKING:
+    from omnicli.config.settings import MediaConfig
     from omnicli.models.base import OmniModel
-    from omnicli.settings import MediaConfig
 
 HELD_FRAMES, HELD_BLOCKS = 128, 150
 """Most frames and 2-second blocks of sound held in memory for encoding."""

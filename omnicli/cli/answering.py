@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnicli import render
-from omnicli.cli import defaults
+from omnicli.cli import defaults, render
 from omnicli.cli.options import Given
 from omnicli.errors import MediaError, UsageError, near_names
-from omnicli.timing import StageClock
+from omnicli.utils.timing import StageClock
 
 if TYPE_CHECKING:
-    from omnicli.cache import Cache
-    from omnicli.config import Config
+    from omnicli.config.config import Config
+    from omnicli.encode.cache import Cache
     from omnicli.media.probe import MediaInfo
     from omnicli.models.base import OmniModel
     from omnicli.types import Answer
@@ -79,7 +78,7 @@ def prepare(given: Given) -> Config:
 
 def resolve(given: Given) -> Config:
     """Do the same for a model that need not be on this machine."""
-    from omnicli.config import load_config
+    from omnicli.config.config import load_config
 
     mine = defaults.load_defaults()
     config = load_config(given.preset or mine.preset or defaults.FALLBACK_PRESET, [*mine.set, *given.settings])
@@ -140,8 +139,8 @@ def begin(
     ------
     MediaError, MemoryLimitError, ModelError
     """
-    from omnicli.fit import fitted
     from omnicli.media.probe import MediaInfo, probe
+    from omnicli.planning.fit import fitted
 
     if config.media.subtitles not in ("auto", "off"):
         check_media(config.media.subtitles)

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnicli import render
+from omnicli.cli import render
 from omnicli.cli.options import parse_size
 from omnicli.errors import ConfigError, near_names
 
 if TYPE_CHECKING:
-    from omnicli.cache import Cache
+    from omnicli.encode.cache import Cache
 
 KEYS = ("model", "preset", "device", "dtype", "cache_dir", "cache_limit")
 FALLBACK_MODEL = "pocket"
@@ -62,7 +62,7 @@ def open_cache() -> Cache:
     ConfigError
         A wrong config file, or a limit that is no size.
     """
-    from omnicli.cache import LIMIT, Cache
+    from omnicli.encode.cache import LIMIT, Cache
 
     mine = load_defaults()
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "omni"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -15,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from omnicli import __version__
+from omnicli.cli import commands
 from omnicli.cli.options import is_verbose, set_verbose
 from omnicli.errors import OmniError, near_names
 
@@ -28,6 +30,12 @@ MEMORY_KNOBS = (
     "ask for less: fewer frames (--max-frames or --fps), smaller frames (--set media.max_pixels=...), "
     "or a preset that keeps fewer tokens (omni presets list)"
 )
+
+
+def _command_modules() -> list[str]:
+    """Return the commands' modules: the folder ``commands`` is their registry, ``PLACE`` their order in the help."""
+    return [f"{commands.__name__}.{name}" for _, name, _ in pkgutil.iter_modules(commands.__path__)]
+
 
 app = typer.Typer(
     name="omni",
@@ -43,14 +51,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-COMMANDS = (
-    "ask", "chat", "batch", "report", "probe", "plan", "presets", "methods", "models", "demo", "bench", "needle",
-    "train", "cache", "doctor",
-)  # fmt: skip
-"""The modules of the commands, in the order of the help."""
-
-for name in COMMANDS:
-    importlib.import_module(f"omnicli.cli.{name}").register(app)
+for command in sorted(map(importlib.import_module, _command_modules()), key=lambda module: module.PLACE):
+    command.register(app)
 
 
 def _print_version(value: bool) -> None:

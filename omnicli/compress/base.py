@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import Self
 
 from omnicli.errors import ConfigError
-from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality, Query, Selection
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from typing_extensions import Self
 
 from omnicli.compress.base import Compressor, counts
 from omnicli.errors import ConfigError
-from omnicli.lazy import torch
 from omnicli.types import MediaTokens
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

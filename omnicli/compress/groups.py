@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from omnicli.compress.groups import Groups
 from omnicli.compress.ops import EPS, SAME, finite, row_chunks, unit
-from omnicli.lazy import torch
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from omnicli.errors import ModelError
-from omnicli.lazy import torch
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from omnicli.compress.budget import Budget, Budgeted, intact
-from omnicli.lazy import torch
 from omnicli.types import MediaTokens, Modality
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

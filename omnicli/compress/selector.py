@@ -1,6 +1,6 @@
 """OmniSIFT's trained network that scores sound by the pictures of its moment, and how it is read from a file.
 
-Source: OmniSIFT (arXiv 2602.04804). Knows tensors only; `omnicli.compress.omnisift` chooses by its scores.
+Source: OmniSIFT (arXiv 2602.04804). Knows tensors only; `omnicli.compress.methods.omnisift` chooses by its scores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Self
 
 from omnicli.compress.weights import load_weights
-from omnicli.lazy import torch
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,13 +31,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from omnicli.compress.avoc import Avoc, Projections, relevance
 from omnicli.compress.base import MODALITIES
 from omnicli.compress.budget import Budget
 from omnicli.compress.groups import best
+from omnicli.compress.methods.avoc import Avoc, Projections, relevance
 from omnicli.compress.ops import finite
-from omnicli.lazy import torch
 from omnicli.types import MediaTokens
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

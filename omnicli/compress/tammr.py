@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from omnicli.compress.ops import row_chunks
-from omnicli.lazy import torch
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from omnicli import machine
 from omnicli.doctor.check import Check, result
+from omnicli.planning import machine
 
 if TYPE_CHECKING:
     import torch

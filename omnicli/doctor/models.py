@@ -1,7 +1,7 @@
 """Which models answer on this machine: weights here or not, and whether a ten-minute and an hour-long film fit.
 
-Planned by `omnicli.plan` for a film that is assumed, not read: 1280 x 720 at 25 frames a second, with sound. Nothing is
-loaded.
+Planned by `omnicli.planning.plan` for a film that is assumed, not read: 1280 x 720 at 25 frames a second, with sound.
+Nothing is loaded.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from omnicli import plan as planning
-from omnicli import registry
-from omnicli.config import Config
+from omnicli.config.config import Config
 from omnicli.doctor.check import Check, result
 from omnicli.errors import ModelError
 from omnicli.media.frames import FrameTable
 from omnicli.media.probe import AudioStream, MediaInfo, VideoStream
+from omnicli.models import registry
+from omnicli.planning import plan as planning
 
 LENGTHS_S = (600, 3600)
 """The films that are planned, in seconds."""
@@ -68,8 +68,8 @@ def survey(config: Config) -> list[dict[str, Any]]:
 
 
 def _weights(name: str) -> str:
-    from omnicli.models.checkpoint import check_weights
     from omnicli.models.loading import find_folder
+    from omnicli.models.weights.checkpoint import check_weights
 
     try:
         folder, _ = find_folder(name)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from omnicli import machine
+from omnicli.planning import machine
 
 Numbers = tuple[int, ...]
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from omnicli.llm.attention_recorder import Watch
 from omnicli.llm.kv import KVCache
 from omnicli.llm.pruning import LAST_QUERY_ATTENTION, OUTPUT_ATTENTION, LayerPruner, LayerView
-from omnicli.llm.watch import Watch
 from omnicli.types import MediaTokens, Modality, Selection
 
 if TYPE_CHECKING:
     from omnicli.models.base import OmniModel
-    from omnicli.timing import StageClock
+    from omnicli.utils.timing import StageClock
 
 
 @dataclass(frozen=True)

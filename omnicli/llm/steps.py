@@ -18,7 +18,7 @@ from torch import Tensor
 from omnicli.llm.kv import KVCache, LastRow
 
 if TYPE_CHECKING:
-    from omnicli.llm.watch import Watch
+    from omnicli.llm.attention_recorder import Watch
     from omnicli.models.base import OmniModel
 
 BEFORE = 8

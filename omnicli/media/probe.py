@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from omnicli import fingerprint
 from omnicli.errors import MediaError
 from omnicli.media import frames as tables
 from omnicli.media.container import FAILURES, DecodeStats, one_line, open_media
 from omnicli.media.frames import NONE, FrameTable, PacketLog
 from omnicli.media.streams import Track, candidates, first_that_decodes, is_art
 from omnicli.media.timeline import joins, origin_of, scan, span_of
+from omnicli.utils import fingerprint
 
 # A hole in the sound that is worth a word, and one in the pictures (if twenty times the usual distance).
 _SOUND_GAP_S = 0.5
@@ -92,7 +92,7 @@ class MediaInfo:
     problems : tuple of str
         What is odd or wrong, one line each, without the file's name.
     stamp : (int, int) or None
-        The file's `omnicli.fingerprint.stamp` before it was read.
+        The file's `omnicli.utils.fingerprint.stamp` before it was read.
     status : str
         ``ok``; ``truncated``: the header promises more than is there; ``damaged``: something cannot be read.
     """

@@ -20,8 +20,8 @@ from omnicli.errors import MediaError
 from omnicli.media.container import FAILURES, DecodeStats, one_line, open_media, packets
 
 if TYPE_CHECKING:
+    from omnicli.config.settings import MediaConfig
     from omnicli.media.probe import MediaInfo
-    from omnicli.settings import MediaConfig
 
 ENDINGS = (".srt", ".vtt", ".ass")
 """Files beside a film that are looked for, in this order."""

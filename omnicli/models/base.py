@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omnicli.cards import split
 from omnicli.errors import ModelError
 from omnicli.models.parts import (
     AudioEncoder,
@@ -38,13 +37,14 @@ from omnicli.models.parts import (
     Prompt,
     Tokenizer,
 )
-from omnicli.models.shelf import Shelf
+from omnicli.models.weights.devices import split
+from omnicli.models.weights.offload import Shelf
 from omnicli.types import MediaTokens, Query
 
 if TYPE_CHECKING:
     from omnicli.llm.kv import KVCache
     from omnicli.models.facts.base import Facts
-    from omnicli.models.quantize import Quantizer
+    from omnicli.models.weights.quantize import Quantizer
 
 Part = Literal["encoders", "llm"]
 """What a model consists of, as far as weights can be apart."""
@@ -230,7 +230,7 @@ class OmniModel(abc.ABC):
         cards : sequence of device
             With their indices.
         free : sequence of int
-            Free bytes of each; see `omnicli.cards.split`.
+            Free bytes of each; see `omnicli.models.weights.devices.split`.
         """
         layers, modules = self.layers(), [module for part in self.weights().values() for module in part]
         each, every = (sum(map(_stored, some)) for some in (layers, modules))

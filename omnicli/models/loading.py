@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnicli import cards, fingerprint, registry
 from omnicli.errors import ModelError, UnknownFamilyError, near_names
-from omnicli.lazy import torch
-from omnicli.models import checkpoint, hub
+from omnicli.models import registry
+from omnicli.models.weights import checkpoint, hub
+from omnicli.models.weights import devices as cards
+from omnicli.utils import fingerprint
+from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from omnicli.models.base import OmniModel
@@ -61,7 +63,8 @@ def load_model(
     dtype : str
         ``auto`` is bfloat16 on CUDA and float32 on a CPU.
     quantize : str
-        ``int8`` or ``int4``: the weights of the LLM's layers in so many bits (`omnicli.models.quantize`); ``none``.
+        ``int8`` or ``int4``: the weights of the LLM's layers in so many bits (`omnicli.models.weights.quantize`);
+        ``none``.
     offload : bool
         Keep on the device what works and the rest in host memory (`OmniModel.work`).
 
@@ -114,7 +117,7 @@ def _quantizer(
         return {}
     if "quantizer" not in inspect.signature(maker).parameters:
         raise ModelError(f"{name}: its family cannot be quantised; leave out --quantize {kind}")
-    from omnicli.models.quantize import Quantizer
+    from omnicli.models.weights.quantize import Quantizer
 
     return {"quantizer": Quantizer(kind, device, home)}
 
@@ -197,7 +200,7 @@ def _families(model_type: str = "", unusable: list[ModelError] | None = None) ->
     The errors of families that cannot be used with the installed libraries are added to ``unusable``: another family
     may be the right one.
     """
-    families = registry.models()
+    families = registry.families()
     wanted = model_type.replace("_", "-")
     for name in sorted(families, key=lambda name: not wanted.startswith(name)):
         try:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnicli.timescale import EPSILON
+from omnicli.models.timescale import EPSILON
 from omnicli.types import MediaTokens, Modality
 
 SALIENCY = "saliency"

@@ -10,9 +10,9 @@ from pathlib import PurePath
 from typing import Any
 
 from omnicli import __version__
-from omnicli.config import precision
+from omnicli.cli.render import LABELS
+from omnicli.config.config import precision
 from omnicli.errors import MediaError
-from omnicli.render import LABELS
 from omnicli.report import repeat
 from omnicli.report.draw import KINDS, Point, bar, heat_strip, memory, percent, scatter, size, span, text
 from omnicli.report.rows import Row

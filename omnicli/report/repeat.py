@@ -17,11 +17,11 @@ from typing import Any
 
 import yaml
 
-from omnicli.config import find_preset
+from omnicli.config.config import find_preset
+from omnicli.config.schema import read_mapping
+from omnicli.config.settings import GenerateConfig, MediaConfig
 from omnicli.errors import ConfigError
 from omnicli.report.rows import Row
-from omnicli.settings import GenerateConfig, MediaConfig
-from omnicli.strict import read_mapping
 
 _FALLBACK = "avoc"
 _SECTIONS = {"media": MediaConfig, "generate": GenerateConfig}

@@ -76,7 +76,7 @@ def evaluate(
         Per preset: rates by task with ``right``, ``total``, ``low``, ``high``, and the wrong answers.
     """
     from omnicli import pipeline
-    from omnicli.config import load_config
+    from omnicli.config.config import load_config
     from omnicli.errors import UsageError
     from omnicli.models.parts import SALIENCIES
 

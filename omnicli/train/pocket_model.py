@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnicli.models.dummy import SPECIAL_TOKENS
+from omnicli.models.weights.dummy import SPECIAL_TOKENS
 
 WIDTH, HEIGHT = 196, 112
 PATCH, MERGE = 14, 2

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from omnicli.compress.avoc import SCORER_FILE, Projections, scores
+from omnicli.compress.methods.avoc import SCORER_FILE, Projections, scores
 from omnicli.train import pocket_model as arch
 from omnicli.train.pocket_batches import Clips
 from omnicli.train.pocket_pool import make_pool
@@ -58,7 +58,7 @@ class Scorer(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.randn(width, inner) / width**0.5))
 
     def projections(self) -> Projections:
-        """Return them in the form that `omnicli.compress.avoc` uses."""
+        """Return them in the form that `omnicli.compress.methods.avoc` uses."""
         return Projections(self.w_q, self.w_k, self.importance_w_q, self.importance_w_k)
 
 

@@ -20,15 +20,15 @@ from omnicli.batch.decoders import PARCELS, Tasks
 from omnicli.batch.items import Item, Job
 from omnicli.batch.journal import Journal
 from omnicli.batch.ray import Cluster, check, share
+from omnicli.config.settings import MediaConfig
+from omnicli.encode.film import look
 from omnicli.errors import ConfigError, MediaError, OmniError, UsageError
-from omnicli.film import look
 from omnicli.media.container import DecodeStats
 from omnicli.media.pieces import HERE
-from omnicli.settings import MediaConfig
-from tests import tiny
 from tests.batch import fakes
 from tests.cli import films, schema
-from tests.cli.conftest import ROOT, Result, omni, omni_process, tiny_model  # noqa: F401
+from tests.conftest import ROOT, Result, omni, omni_process, tiny_model  # noqa: F401
+from tests.support import tiny
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'omnicli[ray]'")

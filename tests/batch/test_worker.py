@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from omnicli import fit, pipeline
+from omnicli import pipeline
 from omnicli.batch import runner, worker
 from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.items import Wanted, plan
 from omnicli.batch.journal import Stream
 from omnicli.batch.worker import Worker
-from omnicli.config import load_config
+from omnicli.config.config import load_config
 from omnicli.errors import ConfigError, MemoryLimitError
-from omnicli.journal import dumps
 from omnicli.media import pieces
-from tests import tiny
+from omnicli.planning import fit
+from omnicli.utils.jsonl import dumps
 from tests.cli import films, schema
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +284,7 @@ def test_a_stuck_film_fails_with_all_its_questions(do, monkeypatch):
             hang()
         return real(path)
 
-    monkeypatch.setattr("omnicli.film.probe", stuck)
+    monkeypatch.setattr("omnicli.encode.film.probe", stuck)
     rows = do("b.mp4", "c.mp4", timeout_s=300)
     assert statuses(rows) == ["failed"] * 3 + ["ok"] * 3
     assert {r["error"]["code"] for r in rows[:3]} == {124}

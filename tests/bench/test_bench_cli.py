@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from omnicli.cli import bench as command
-from omnicli.llm import reader
+from omnicli.cli.commands import bench as command
+from omnicli.llm import prefix_cache as reader
 
 NAMES = ["full", "seats-10", "random-10"]
 SPREAD = {"median", "q1", "q3", "min", "max", "values"}

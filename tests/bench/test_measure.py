@@ -8,16 +8,18 @@ import json
 import pytest
 import torch
 
-from omnicli import film as looking
 from omnicli import pipeline
+from omnicli.bench import fixed_length as rig
 from omnicli.bench import measure as room
-from omnicli.bench import memory, rig, rows
+from omnicli.bench import rows
 from omnicli.bench.measure import Measured, Run, Variant, comparable, measure, passes
-from omnicli.config import load_config
+from omnicli.config.config import load_config
+from omnicli.config.settings import MediaConfig
+from omnicli.encode import film as looking
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, ModelError
-from omnicli.llm import reader
-from omnicli.settings import MediaConfig
-from tests import tiny
+from omnicli.llm import prefix_cache as reader
+from omnicli.utils import memory
+from tests.support import tiny
 
 MEDIA = MediaConfig(fps=1.0, max_frames=4)
 TOKENS = 5
@@ -54,7 +56,7 @@ def fake(monkeypatch, model):
     clock.calls, clock.takes = [], {}
     for module in (room, rig):
         monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr("omnicli.timing.time", clock)
+    monkeypatch.setattr("omnicli.utils.timing.time", clock)
     real_prefill, real_encode = reader.prefill, looking.encode
 
     def encode(decoding, **kwargs):

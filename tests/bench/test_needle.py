@@ -16,13 +16,13 @@ from omnicli import pipeline
 from omnicli.bench import needle as needles
 from omnicli.bench import needle_film, needle_plot, needle_run
 from omnicli.bench.needle import MODALITIES, Grid, Needle
-from omnicli.config import load_config
+from omnicli.config.config import load_config
+from omnicli.config.settings import MediaConfig
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, UsageError
 from omnicli.media import audio, video
 from omnicli.media.probe import probe
 from omnicli.media.write import FilmWriter
-from omnicli.settings import MediaConfig
-from tests import tiny, tiny_qwen3
+from tests.support import tiny, tiny_qwen3
 
 RATE = 16_000
 SECONDS = 13

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from omnicli.config import preset_files
+from omnicli.config.config import preset_files
 from tests.cli import schema
 
 QUESTION = "What is the secret number?"

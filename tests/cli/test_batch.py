@@ -17,7 +17,7 @@ import pytest
 
 from omnicli.batch import worker
 from tests.cli import films, schema
-from tests.cli.conftest import ROOT
+from tests.conftest import ROOT
 from tests.media import films as odd
 
 

@@ -13,11 +13,11 @@ import time
 
 import pytest
 
-from omnicli.cli import chat as module
+from omnicli.cli.commands import chat as module
 from omnicli.cli.main import run
-from tests import tiny
 from tests.cli import schema
-from tests.cli.conftest import ROOT
+from tests.conftest import ROOT
+from tests.support import tiny
 
 TIMES = ("stages", "busy", "wall_s", "time_to_first_token_s", "peak_memory", "cached")
 
@@ -160,7 +160,7 @@ def test_nothing_is_asked(chat, omni, film_folder):
 
 
 def module_result(code):
-    from tests.cli.conftest import Result
+    from tests.conftest import Result
 
     return Result(code, "", "")
 

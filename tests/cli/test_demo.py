@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from omnicli.cli import demo as room
 from omnicli.cli.answering import POCKET_FOLDER
+from omnicli.cli.commands import demo as room
 from tests.cli import schema
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from omnicli import machine
-from omnicli import plan as planning
-from omnicli.cli import doctor as room
-from omnicli.config import load_config
+from omnicli.cli.commands import doctor as room
+from omnicli.config.config import load_config
 from omnicli.doctor import hardware, pairs, software
 from omnicli.doctor import models as survey
 from omnicli.doctor.check import Check, guarded, result
+from omnicli.planning import machine
+from omnicli.planning import plan as planning
 from tests.cli import schema
 
 GIB = 1 << 30

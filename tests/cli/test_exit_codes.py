@@ -12,7 +12,7 @@ import pytest
 from omnicli import errors
 from omnicli.cli import answering
 from omnicli.cli.main import is_out_of_memory
-from tests.cli.conftest import ROOT
+from tests.conftest import ROOT
 
 
 class OutOfMemoryError(RuntimeError):

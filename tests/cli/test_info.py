@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from omnicli import machine
 from omnicli.cli.answering import HONESTY, POCKET_FOLDER, honesty
+from omnicli.planning import machine
 
 
 def test_presets_list_names_what_ask_takes(omni):

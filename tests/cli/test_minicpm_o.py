@@ -7,10 +7,10 @@ import json
 import pytest
 
 from omnicli import pipeline
-from omnicli.config import load_config
+from omnicli.config.config import load_config
 from omnicli.models.loading import load_model
-from tests import tiny_minicpm
 from tests.cli import schema
+from tests.support import tiny_minicpm
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import hub, tiny, tiny_minicpm, tiny_qwen3
+from tests.support import hub, tiny, tiny_minicpm, tiny_qwen3
 
 KEY = "model.layers.2.mlp.up_proj.weight"
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import hub, tiny
-from tests.cli.conftest import ROOT
+from tests.conftest import ROOT
+from tests.support import hub, tiny
 
 NAME = "some/tiny"
 CHUNK = 10 * 2**20
@@ -209,7 +209,7 @@ def test_no_hub(pull, server):
 
 def test_a_disk_that_runs_full_and_a_folder_that_may_not_be_written():
     from omnicli.errors import ModelError
-    from omnicli.models.hub import _told
+    from omnicli.models.weights.hub import _told
 
     for error, words in (
         (OSError(errno.ENOSPC, "No space left on device"), "is full; make room and pull again to go on"),

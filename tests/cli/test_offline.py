@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import ROOT
+from tests.conftest import ROOT
 
 REFUSING = '''
 """Loaded by every Python process of the test before anything else."""

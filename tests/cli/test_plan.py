@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from omnicli import machine
-from omnicli.plan import ERROR
+from omnicli.planning import machine
+from omnicli.planning.plan import ERROR
 from tests.cli import schema
 
 HOST = 64 << 30
@@ -107,8 +107,8 @@ def test_planning_is_quick_and_imports_no_torch(film):
 def test_no_method_needs_torch_to_be_described():
     script = (
         "import sys\n"
-        "from omnicli import registry\n"
-        "from omnicli.config import list_presets, load_config\n"
+        "from omnicli.config import registry\n"
+        "from omnicli.config.config import list_presets, load_config\n"
         "list(registry.methods().values()), [load_config(p.name) for p in list_presets()]\n"
         "print('torch' in sys.modules)\n"
     )

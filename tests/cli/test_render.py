@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from omnicli import render
+from omnicli.cli import render
 from omnicli.types import Answer, MediaUsed
 
 

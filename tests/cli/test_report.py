@@ -17,7 +17,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from omnicli.config import load_config, preset_files
+from omnicli.config.config import load_config, preset_files
 from omnicli.errors import MediaError
 from omnicli.report import draw, page, repeat, rows
 from tests.cli import browser, films, schema

@@ -8,7 +8,6 @@ import random
 import pytest
 import torch
 
-from omnicli.compress.avoc import Avoc
 from omnicli.compress.budget import (
     Budget,
     Budgeted,
@@ -20,8 +19,9 @@ from omnicli.compress.budget import (
     split_tokens,
     spread,
 )
+from omnicli.compress.methods.avoc import Avoc
+from omnicli.compress.methods.random import Random
 from omnicli.compress.published import reallocated
-from omnicli.compress.random import Random
 from omnicli.errors import ConfigError
 from tests.compress.clips import clip
 

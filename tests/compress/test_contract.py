@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnicli import registry
+from omnicli.config import registry
 from omnicli.llm.pruning import LayerView
 from omnicli.types import MediaTokens, Modality, Selection
-from tests import tiny, tiny_minicpm, tiny_qwen3
 from tests.compress.clips import clip, query
+from tests.support import tiny, tiny_minicpm, tiny_qwen3
 
 METHODS = registry.methods()
 every_method = pytest.mark.parametrize("name", list(METHODS))

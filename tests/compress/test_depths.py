@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from omnicli import config, facts, registry
-from omnicli import plan as planning
+from omnicli.answer import result as facts
 from omnicli.compress.chain import Chain
+from omnicli.config import config, registry
 from omnicli.errors import ConfigError
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.models.parts import CAPTURES, KEYS, EncodedAudio, EncodedVideo
+from omnicli.planning import plan as planning
 from omnicli.types import Modality
-from tests import tiny, tiny_minicpm, tiny_qwen3
 from tests.compress.test_presets import REFUSED
+from tests.support import tiny, tiny_minicpm, tiny_qwen3
 
 MODELS = {
     "qwen2.5-7b": (tiny.model, 28), "qwen2.5-3b": (tiny.model, 36), "qwen3-30b": (tiny_qwen3.model, 48),

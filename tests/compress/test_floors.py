@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omnicli.compress.full import Full
-from omnicli.compress.random import Random
-from omnicli.compress.uniform import Uniform, evenly_spaced
+from omnicli.compress.methods.full import Full
+from omnicli.compress.methods.random import Random
+from omnicli.compress.methods.uniform import Uniform, evenly_spaced
 from omnicli.types import Modality
 from tests.compress.clips import clip, query
 

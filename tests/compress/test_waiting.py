@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from omnicli import registry
+from omnicli.config import registry
 from omnicli.llm.pruning import LayerView
 from omnicli.types import MediaTokens, Modality, Selection
 

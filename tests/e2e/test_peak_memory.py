@@ -9,20 +9,21 @@ import sys
 
 import pytest
 
-from omnicli import plan as planning
-from omnicli.config import load_config
+from omnicli.config.config import load_config
 from omnicli.media.probe import probe
-from tests import tiny
+from omnicli.planning import plan as planning
+from tests.support import tiny
 
 RUN = """
 import json, sys
 from pathlib import Path
 import torch
-from omnicli import pipeline, registry
+from omnicli import pipeline
+from omnicli.models import registry
 from omnicli.bench import memory
 from omnicli.config import load_config
 from omnicli.models.loading import load_model
-list(registry.models().values())
+list(registry.families().values())
 if sys.argv[4] == "int4":
     from omnicli.models import quantize
     quantize._bitsandbytes()  # counted with the libraries

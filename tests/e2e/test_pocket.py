@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from omnicli import pipeline
-from omnicli.config import load_config
+from omnicli.config.config import load_config
 from omnicli.models.loading import load_model
 from omnicli.train import films, pocket_eval, speech, world
 

@@ -14,18 +14,20 @@ import pytest
 import torch
 
 from omnicli import pipeline
-from omnicli.config import load_config
-from omnicli.llm import kv, prefill, reader, steps, watch
+from omnicli.config.config import load_config
+from omnicli.llm import attention_recorder as watch
+from omnicli.llm import kv, prefill, steps
+from omnicli.llm import prefix_cache as reader
+from omnicli.llm.attention_recorder import Watch
 from omnicli.llm.decode import DecodeOptions, generate
-from omnicli.llm.reader import Reader
-from omnicli.llm.watch import Watch
+from omnicli.llm.prefix_cache import Reader
 from omnicli.models import base, parts
 from omnicli.models.loading import load_model
 from omnicli.types import Modality
-from tests import tiny, tiny_minicpm, tiny_qwen3
 from tests.cli import films
 from tests.llm.test_prefill import Keep
-from tests.pretend import CARDS, cards
+from tests.support import tiny, tiny_minicpm, tiny_qwen3
+from tests.support.pretend import CARDS, cards
 
 QUESTIONS = ("Who speaks last?", "Why?")
 FAMILIES = {"qwen2_5_omni": tiny, "qwen3_omni_moe": tiny_qwen3, "minicpm_o": tiny_minicpm}

@@ -9,8 +9,8 @@ from omnicli.llm.decode import DecodeOptions, Generation, TextWriter, generate, 
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.models.chat import TextTokenizer
-from omnicli.models.dummy import byte_tokenizer
-from tests import tiny
+from omnicli.models.weights.dummy import byte_tokenizer
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import torch
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
-from omnicli.timing import StageClock
 from omnicli.types import Modality, Selection
-from tests import tiny, tiny_qwen3
+from omnicli.utils.timing import StageClock
+from tests.support import tiny, tiny_qwen3
 
 QUESTION = "Who speaks last?"
 FAMILIES = {"qwen2_5_omni": tiny, "qwen3_omni_moe": tiny_qwen3}
@@ -389,7 +389,7 @@ def test_deepstack_of_a_real_tower_matters_and_follows_what_is_kept():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_grouped_experts_equal_the_eager_ones(dtype):
-    from omnicli.models.qwen3_omni_moe import Qwen3OmniMoe
+    from omnicli.models.families.qwen3_omni_moe import Qwen3OmniMoe
 
     logits = {}
     for experts in ("grouped_mm", "eager"):

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from omnicli.llm import decode, steps
+from omnicli.llm.attention_recorder import Watch
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.llm.steps import BEFORE, WORTH, Steps
-from omnicli.llm.watch import Watch
 from omnicli.models.loading import load_model
-from tests import tiny
 from tests.llm.test_prefill import Keep, clip_of
+from tests.support import tiny
 
 MOST = BEFORE + 24
 
@@ -160,7 +160,7 @@ def test_a_family_that_forgets_which_keys_are_there_is_found_out(omni, monkeypat
 
 
 def test_who_may_be_recorded(omni):
-    from tests import tiny_qwen3
+    from tests.support import tiny_qwen3
 
     assert not steps.can_record(omni), "not on a card"
     assert omni.stays and omni.records and not tiny_qwen3.model().records, "experts are chosen by values"

@@ -3,13 +3,13 @@
 import av
 import numpy as np
 import pytest
-from films import DATA, stamp, tone, write
 
 from omnicli.errors import MediaError
 from omnicli.media.audio import SAMPLE_RATE, integrated_loudness, match_loudness, read_audio
 from omnicli.media.container import DecodeStats
 from omnicli.media.probe import probe
 from omnicli.media.write import FilmWriter
+from tests.media.films import DATA, stamp, tone, write
 
 
 def sound(path, *args, **options):

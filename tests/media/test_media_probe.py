@@ -7,7 +7,6 @@ import time
 import av
 import numpy as np
 import pytest
-from films import DATA, find_box, patch, read_stamp, remux, stamp, tone, write, write_song
 
 from omnicli.errors import MediaError
 from omnicli.media.audio import read_audio
@@ -16,6 +15,7 @@ from omnicli.media.probe import probe
 from omnicli.media.sampling import frame_times
 from omnicli.media.video import read_frames
 from omnicli.media.write import FilmWriter
+from tests.media.films import DATA, find_box, patch, read_stamp, remux, stamp, tone, write, write_song
 
 
 def fails(path, words):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from films import rotate_mp4, write
 from PIL import Image
 
 from omnicli.media import resize as resize_module
 from omnicli.media.probe import probe
 from omnicli.media.resize import resize
 from omnicli.media.video import read_frames
+from tests.media.films import rotate_mp4, write
 
 SIZES = [
     ((120, 213), (56, 84)),

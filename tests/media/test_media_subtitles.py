@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
+from omnicli.config.settings import MediaConfig
 from omnicli.errors import MediaError
 from omnicli.media import subtitles
 from omnicli.media.probe import probe
 from omnicli.media.subtitles import Line, fit, plain, preface, read
-from omnicli.settings import MediaConfig
 from tests.cli import films
 
 SRT = """1

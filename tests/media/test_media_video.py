@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from films import WIDTH, find_box, full_decode, patch, read_stamp, remux, rotate_mp4, stamp, tone, write
 
 import omnicli.media.video as video_module
 from omnicli.errors import MediaError
@@ -10,6 +9,7 @@ from omnicli.media.probe import probe
 from omnicli.media.sampling import frame_times
 from omnicli.media.video import DecodeStats, read_frames
 from omnicli.media.write import FilmWriter
+from tests.media.films import WIDTH, find_box, full_decode, patch, read_stamp, remux, rotate_mp4, stamp, tone, write
 
 SIZE = (36, 52)
 

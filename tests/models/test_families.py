@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from omnicli import registry
 from omnicli.errors import ModelError
-from omnicli.models import loading
+from omnicli.models import loading, registry
 from omnicli.models.base import OmniModel
 
 
 def test_every_file_is_a_family_or_a_helper():
-    families = registry.models()
+    families = registry.families()
     assert "qwen2-5-omni" in families
     for name in families:
         assert issubclass(families[name], OmniModel) and families[name].model_types
@@ -25,7 +24,7 @@ def test_names_lead_to_their_family():
 
 def test_the_family_named_like_the_model_type_is_imported_first(monkeypatch):
     seen = []
-    monkeypatch.setattr(registry, "models", lambda: Noted(seen))
+    monkeypatch.setattr(registry, "families", lambda: Noted(seen))
     assert next(iter(loading._families("qwen3_omni_moe_thinker"))) == "qwen3-omni-moe"
     assert seen == ["qwen3-omni-moe"]
 
@@ -46,9 +45,9 @@ def test_one_unusable_family_does_not_hide_the_others(monkeypatch):
     def refuse():
         raise ModelError("zzz needs another version")
 
-    real = registry.models()
-    both = registry.Plugins("model family", {"a": refuse, "qwen2-5-omni": lambda: real["qwen2-5-omni"]})
-    monkeypatch.setattr(registry, "models", lambda: both)
+    real = registry.families()
+    both = registry.Registry("model family", {"a": refuse, "qwen2-5-omni": lambda: real["qwen2-5-omni"]})
+    monkeypatch.setattr(registry, "families", lambda: both)
     assert loading._family("x", {"model_type": "qwen2_5_omni"}).family == "qwen2_5_omni"
     with pytest.raises(ModelError, match="another version"):
         loading._family("x", {"model_type": "zzz"})

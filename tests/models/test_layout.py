@@ -13,7 +13,7 @@ from omnicli.models import attention, layout
 from omnicli.models.facts.base import CLIP_MEAN, CLIP_STD
 from omnicli.models.facts.qwen2_5_omni import FACTS
 from omnicli.models.facts.qwen_omni import capped_pixels
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.mark.parametrize(("n", "height", "width"), [(1, 28, 28), (3, 56, 84), (4, 84, 28)])

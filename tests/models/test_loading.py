@@ -10,9 +10,9 @@ import torch
 
 from omnicli.errors import ModelError
 from omnicli.models import loading
-from omnicli.models.checkpoint import check_weights
 from omnicli.models.loading import load_model, resolve_device, resolve_dtype
-from tests import tiny
+from omnicli.models.weights.checkpoint import check_weights
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +173,8 @@ def test_the_released_picture_limits_are_not_taken_for_frames(broken):
 def test_the_7b_has_its_published_size():
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-    from omnicli.models.dummy import Shrink, random_model
-    from omnicli.models.qwen2_5_omni import Qwen25Omni
+    from omnicli.models.families.qwen2_5_omni import Qwen25Omni
+    from omnicli.models.weights.dummy import Shrink, random_model
 
     config, _ = Qwen25Omni.dummy_config("7b", Shrink())
     model = random_model(Qwen2_5OmniThinkerForConditionalGeneration, config, "meta", torch.bfloat16)

@@ -8,7 +8,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from omnicli.models.mel import SILENCE, LogMel, log_mel, log_mel_maximum, mel_filters, mel_frame_count
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
-from omnicli.cards import split
 from omnicli.errors import ModelError
 from omnicli.models import base, loading
 from omnicli.models.loading import load_model
-from tests import tiny
-from tests.pretend import CARDS, cards
+from omnicli.models.weights.devices import split
+from tests.support import tiny
+from tests.support.pretend import CARDS, cards
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_several_cards_are_refused_where_they_have_no_meaning(monkeypatch):
     monkeypatch.setattr(loading, "resolve_devices", lambda device: [torch.device("cuda", 0), torch.device("cuda", 1)])
     with pytest.raises(ModelError, match="several cards and --offload"):
         load_model("pocket", "cuda:0,cuda:1", offload=True)
-    monkeypatch.setattr("omnicli.models.qwen_omni.QwenOmni.layers", base.OmniModel.layers)
+    monkeypatch.setattr("omnicli.models.components.qwen_omni.QwenOmni.layers", base.OmniModel.layers)
     monkeypatch.setattr(loading.torch.cuda, "mem_get_info", lambda card: (1 << 30, 1 << 30))
     with pytest.raises(ModelError, match="cannot be on several cards"):
         load_model("pocket", "cuda:0,cuda:1")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnicli.models.qwen2_5_omni import Qwen25Omni
+from omnicli.models.families.qwen2_5_omni import Qwen25Omni
 from omnicli.train import pocket_clips as clips
 from omnicli.train import pocket_data as data
 from omnicli.train import pocket_model as arch

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from omnicli.cost import Dimensions
 from omnicli.errors import ModelError
 from omnicli.models.facts.base import Facts, Preprocessing, Tower
+from omnicli.planning.flops import Dimensions
 
 HUB_ID = "openbmb/MiniCPM-o-4_5"
 VERSION = "4.5"

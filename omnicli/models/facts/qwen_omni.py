@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from omnicli.cost import Dimensions
 from omnicli.models.facts.base import Facts, Preprocessing, Tower
+from omnicli.planning.flops import Dimensions
 
 VIDEO_BATCH = 32
 

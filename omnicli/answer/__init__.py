@@ -1,0 +1,1 @@
+"""What an answer says about its run, and the seconds that it rests on."""

@@ -1,0 +1,1 @@
+"""The commands, one file each and nothing else: the folder is their registry."""

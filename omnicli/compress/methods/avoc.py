@@ -1,0 +1,284 @@
+"""AVOC: question relevance and cross-modal importance, then temporal-aware diversity within a budget per modality.
+
+Source: "AVOC" (arXiv 2606.24286), section 3, equations 1-9. Its weights are not public; without a scorer trained for
+the model the projections are the identity, and the report says so.
+
+Both scores are means of attention logits, and a mean is linear: the mean over the question (or over the other
+modality's tokens of a block) is taken before the product, which turns O(N d^2) into O(d^2 + N d) without changing the
+result. What the paper leaves open is settled here: a token whose block has no token of the other modality has an
+importance z-score of 0; a modality none of whose blocks has any is scored by relevance alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Self
+
+from omnicli.compress.base import MODALITIES, everything
+from omnicli.compress.budget import Budgeted
+from omnicli.compress.ops import finite, row_chunks, sums_by, zscore
+from omnicli.compress.tammr import ta_mmr
+from omnicli.compress.weights import beside, load_weights
+from omnicli.errors import ConfigError
+from omnicli.types import MediaTokens, Query, Selection
+from omnicli.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCORER_FILE = "avoc_scorer.safetensors"
+"""A scorer of this name in a model's folder is used by ``scorer: auto``."""
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Learnt projections of the two scores, the tensors of a scorer file (safetensors, same names).
+
+    Attributes
+    ----------
+    w_q, w_k : Tensor (d, k)
+        Relevance: query projection of the question's tokens, key projection of media tokens. Logits are divided by
+        sqrt(k). The paper has k = d.
+    importance_w_q, importance_w_k : Tensor (d, k')
+        Importance: query projection of the other modality's tokens, key projection of the tokens scored.
+    """
+
+    w_q: Tensor
+    w_k: Tensor
+    importance_w_q: Tensor
+    importance_w_k: Tensor
+
+    def __post_init__(self) -> None:
+        for a, b in (("w_q", "w_k"), ("importance_w_q", "importance_w_k")):
+            first, second = getattr(self, a), getattr(self, b)
+            if first.ndim != 2 or first.shape != second.shape:
+                raise ValueError(f"{a} {tuple(first.shape)} and {b} {tuple(second.shape)} must both be (d, k)")
+        if self.w_q.shape[0] != self.importance_w_q.shape[0]:
+            raise ValueError("relevance and importance projections are of different widths d")
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Return the tensors by name, as they are stored."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, tensors: Mapping[str, Tensor]) -> Projections:
+        """Return the projections of a scorer's tensors; `ValueError` where names or shapes are wrong."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        if set(names) != set(tensors):
+            raise ValueError(f"holds {', '.join(sorted(tensors)) or 'nothing'}; expected {', '.join(names)}")
+        return cls(**tensors)
+
+    def to(self, device: torch.device) -> Projections:
+        """Return them as fp32 on ``device``."""
+        return Projections(**{k: v.to(device, torch.float32) for k, v in self.to_dict().items()})
+
+
+def relevance(features: Tensor, question: Tensor, projections: Projections | None = None) -> Tensor:
+    """Return mean attention logits of the question's tokens to each token (equations 1-3).
+
+    Parameters
+    ----------
+    features : Tensor (N, d)
+        Media tokens.
+    question : Tensor (n, d)
+        Question tokens; none give 0 everywhere.
+    projections : Projections or None
+        None: identity.
+
+    Returns
+    -------
+    Tensor (N,) float32
+        With gradients to everything that has any.
+    """
+    mean = question.float().mean(0) if len(question) else question.new_zeros(question.shape[1], dtype=torch.float32)
+    direction = _directions(mean[None], None if projections is None else (projections.w_q, projections.w_k))[0]
+    parts = [features[part].float() @ direction for part in row_chunks(*features.shape)]
+    return torch.cat(parts) if parts else features.new_zeros(0, dtype=torch.float32)
+
+
+def importance(
+    features: Tensor, modality: Tensor, window: Tensor, projections: Projections | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return mean attention logits that each token receives from the other modality in its block (equations 4-6).
+
+    Parameters
+    ----------
+    features : Tensor (N, d)
+        Media tokens.
+    modality, window : Tensor (N,)
+        Their modality and temporal block.
+    projections : Projections or None
+        None: identity.
+
+    Returns
+    -------
+    logits : Tensor (N,) float32
+        0 where undefined.
+    defined : Tensor (N,) bool
+        Whether the block holds any token of the other modality.
+    """
+    blocks, block = torch.unique(window, return_inverse=True)
+    group = 2 * block + modality.long()
+    sums, count = sums_by(features, group, 2 * len(blocks))
+    means = sums / count.clamp_min(1)[:, None]
+    directions = _directions(
+        means, None if projections is None else (projections.importance_w_q, projections.importance_w_k)
+    )
+    other = group ^ 1
+    parts = [(features[part].float() * directions[other[part]]).sum(1) for part in row_chunks(*features.shape)]
+    logits = torch.cat(parts) if parts else features.new_zeros(0, dtype=torch.float32)
+    return logits, count[other] > 0
+
+
+def scores(
+    features: Tensor,
+    modality: Tensor,
+    window: Tensor,
+    question: Tensor,
+    projections: Projections | None = None,
+) -> Tensor:
+    """Return the combined score of each token (equation 7), differentiable; see `relevance` and `importance`.
+
+    Both are z-scored over each modality's tokens of the clip (population deviation; equal values give 0) and averaged.
+
+    Returns
+    -------
+    Tensor (N,) float32
+        Gradients reach the projections, the features and the question.
+    """
+    to_question = relevance(features, question, projections)
+    to_other, defined = importance(features, modality, window, projections)
+    total = torch.zeros_like(to_question)
+    for kind, _ in MODALITIES:
+        own = modality == kind
+        score = zscore(to_question, own)
+        both = own & defined
+        if bool(both.any()):
+            score = (score + zscore(to_other, both)) / 2
+        total = total + score
+    return total
+
+
+def _directions(queries: Tensor, weights: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return vectors (m, d) whose product with a token is its logit from each of the queries (m, d)."""
+    if weights is None:
+        return queries / queries.shape[1] ** 0.5
+    w_q, w_k = weights
+    return (queries @ w_q) @ w_k.T / w_q.shape[1] ** 0.5
+
+
+@dataclass(frozen=True)
+class Avoc(Budgeted):
+    """Keep what the question asks about and what sight and sound share, without repeating itself.
+
+    Parameters
+    ----------
+    scorer : str
+        ``identity``; a scorer file (safetensors, see `Projections`); or ``auto``: the one beside the model, else
+        identity.
+    diversity : float
+        Weight of the penalty on tokens similar to those already chosen, 0 to 1.
+    radius : int
+        Blocks up to this far apart are compared.
+    """
+
+    scorer: str = "auto"
+    diversity: float = 0.15
+    radius: int = 3
+
+    selects_by: ClassVar[str] = "relevance to the question, importance to the other sense, novelty within 3 blocks"
+    asks: ClassVar[bool] = True
+    paper: ClassVar[str] = "AVOC, arXiv 2606.24286"
+    has_scores: ClassVar[bool] = True
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the fields."""
+        found = super().problems()
+        if not 0 <= self.diversity <= 1:
+            found.append(f"diversity: must be between 0 and 1, not {self.diversity:g}")
+        if self.radius < 0:
+            found.append(f"radius: must not be negative, not {self.radius}")
+        if self.scorer not in ("auto", "identity") and not Path(self.scorer).expanduser().is_file():
+            found.append(f"scorer: {self.scorer} is neither auto, identity nor a file")
+        return found
+
+    def bind(self, model_folder: Path) -> Self:
+        """Return the method with the scorer in the model's folder, if it is to choose one and there is one."""
+        if self.scorer != "auto":
+            return self
+        return dataclasses.replace(self, scorer=beside(model_folder, SCORER_FILE, "identity"))
+
+    def compress(self, tokens: MediaTokens, query: Query) -> Selection:
+        """Score all tokens, then choose within each modality.
+
+        Raises
+        ------
+        ModelError
+            Embeddings are not finite.
+        ConfigError
+            The scorer file does not fit the model.
+        """
+        projections, report = self._projections(tokens)
+        score = finite(scores(tokens.features, tokens.modality, tokens.window, query.embeddings, projections))
+        mass = [float(score[tokens.modality == kind].clamp_min(0).sum()) for kind, _ in MODALITIES]
+        budget = self.budget(tokens, (mass[0], mass[1]))
+        report = {"budget": budget.to_dict(), **report}
+        if budget.total == len(tokens):
+            return everything(tokens, **report)
+        kept = []
+        for kind, name in MODALITIES:
+            own = tokens.indices(kind)
+            chosen = ta_mmr(
+                tokens.features,
+                score[own],
+                tokens.window[own],
+                getattr(budget, name),
+                diversity=self.diversity,
+                radius=self.radius,
+                rows=own,
+            )
+            kept.append(own[chosen])
+        return Selection(torch.cat(kept).sort().values, report=report)
+
+    def _projections(self, tokens: MediaTokens) -> tuple[Projections | None, dict[str, Any]]:
+        if self.scorer in ("auto", "identity"):
+            return None, {"scorer": "identity"}
+        path = Path(self.scorer).expanduser()
+        projections = load_projections(path)
+        width = tokens.features.shape[1]
+        if projections.w_q.shape[0] != width:
+            raise ConfigError(
+                f"{self.name}.scorer: {path.name} is for models of width {projections.w_q.shape[0]}, not {width}"
+            )
+        return projections.to(tokens.features.device), {"scorer": path.name}
+
+
+def load_projections(path: Path) -> Projections:
+    """Return the projections in a scorer file.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read or does not hold what a scorer holds.
+    """
+    return load_weights(path, _parsed, "AVOC scorer")
+
+
+def _parsed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Projections:
+    return Projections.from_dict(tensors)
+
+
+__all__ = [
+    "SCORER_FILE",
+    "Avoc",
+    "Projections",
+    "importance",
+    "load_projections",
+    "relevance",
+    "scores",
+]

@@ -1,0 +1,304 @@
+"""SEATS: diversity before the LLM, the question's attention inside it, and no media at all in its last layers.
+
+Stage I keeps, in every temporal window, tokens far from each other and attended to by their encoder. Stage II drops
+more after three layers in the middle, sharing what may stay among windows by how much the question attends to them.
+Stage III removes all media before the last layers. The retention is the average over tokens and layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from omnicli.compress import schedule
+from omnicli.compress.base import MODALITIES, everything
+from omnicli.compress.budget import PROPORTIONAL, level_repair, spread
+from omnicli.compress.groups import Groups, best, best_in_groups, frames, group, runs, stretches, windows
+from omnicli.compress.max_min import pick_in_groups
+from omnicli.compress.ops import zscore
+from omnicli.compress.published import Published
+from omnicli.errors import ConfigError, ModelError
+from omnicli.types import MediaTokens, Modality, Query, Selection
+from omnicli.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AUTO, OFF = "auto", "off"
+
+
+@dataclass(frozen=True)
+class Seats(Published):
+    """Keep what is diverse before the LLM, what the question attends to inside it, and in its last layers only text.
+
+    Parameters
+    ----------
+    split : str
+        How a total is shared; ``proportional`` by default, so that ``retention`` holds for each modality.
+    encoder : float
+        Share of tokens that enters the LLM, relative to the retention (lambda of the paper); less where that is more
+        than there are.
+    drop_layers : str
+        Layers, counted from 1, after which tokens are dropped, such as ``16-18-20``; ``auto``: by the model's depth.
+    late_layer : str
+        Layer, counted from 1, after which all media tokens go; ``auto``: by the model's depth, or ``off``.
+    temperature : float or None
+        Of the softmax that shares a layer's budget among windows; the smaller, the more it follows the question. None:
+        1 in clean mode, where relevances are z-scores, and 0.1 in official mode, where they are raw probabilities.
+    keep_kv : bool or None
+        Whether the layers before a drop keep keys and values of what was dropped, so that the whole answer can read
+        them and not only its first token; costs the memory of those layers' full caches. None: true in clean mode,
+        false in official.
+    """
+
+    split: str = PROPORTIONAL
+    encoder: float = 1.4
+    drop_layers: str = AUTO
+    late_layer: str = AUTO
+    temperature: float | None = None
+    keep_kv: bool | None = None
+
+    selects_by: ClassVar[str] = "distances weighted by encoder saliency; then the last token's attention"
+    asks: ClassVar[bool] = True
+    paper: ClassVar[str] = "SEATS: Stage-adaptive Token Selection for Efficient Omni-modal LLMs"
+    adds: ClassVar[str] = (
+        "Windows come from true time and are fixed before anything is dropped (the released code pairs whatever runs "
+        "of tokens survive). Window relevances are z-scored before the softmax, since raw attention probabilities "
+        "divided by 0.1 are all but equal and the question would steer nothing. Each modality's total is met exactly, "
+        "by water-filling instead of a loop that moves one token at a time. Scores are the layer's own attention of "
+        "one query row in fp32, not its projections applied to its own output. Keys and values of dropped tokens stay "
+        "for the answer. Degenerate windows never pick a token twice."
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Saliency of the encoders and the last query's attention, each as the mode defines it."""
+        if self.mode == "official":
+            return frozenset({"pair_saliency", "output_attention"})
+        return frozenset({"saliency", "last_query_attention"})
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the fields."""
+        found = super().problems()
+        if not self.encoder >= 1:
+            found.append(f"encoder: must be at least 1, not {self.encoder:g}")
+        if self.temperature is not None and not self.temperature > 0:
+            found.append(f"temperature: must be above 0, not {self.temperature:g}")
+        if self.drop_layers != AUTO:
+            parts = self.drop_layers.split("-")
+            numbers = [int(p) for p in parts if p.isdigit()]
+            if len(numbers) < len(parts) or numbers != sorted(set(numbers)) or numbers[0] < 1:
+                found.append(f"drop_layers: must be auto or rising layers such as 16-18-20, not {self.drop_layers!r}")
+        if self.late_layer not in (AUTO, OFF) and not (self.late_layer.isdigit() and int(self.late_layer) > 0):
+            found.append(f"late_layer: must be auto, off, or a layer such as 23, not {self.late_layer!r}")
+        return found
+
+    # ---- before the LLM: stage I ----
+
+    def compress(self, tokens: MediaTokens, query: Query) -> Selection:
+        """Choose within each window of each modality (section 3.2); the question plays no part yet.
+
+        Raises
+        ------
+        ModelError
+            The model gives no encoder saliency.
+        """
+        if self._idle(tokens.count(Modality.VIDEO), tokens.count(Modality.AUDIO)):
+            return everything(tokens)
+        if tokens.saliency is None:
+            raise ModelError(f"{self.name}: this model's encoders give no saliency")
+        official = self.mode == "official"
+        kept = []
+        for quota, groups in self._quotas(tokens):
+            weight = tokens.saliency[groups.rows]
+            weight = weight.bfloat16().float() if official else weight  # the released code stores it so
+            kept.append(groups.rows[pick_in_groups(tokens.features, groups, quota, weight, rows=groups.rows)])
+        indices = torch.cat(kept).sort().values
+        counted = {name: int((tokens.modality[indices] == kind).sum()) for kind, name in MODALITIES}
+        return Selection(indices, report={"budget": counted})
+
+    def _quotas(self, tokens: MediaTokens) -> list[tuple[Tensor, Groups]]:
+        """Return per modality how many tokens of each window enter the LLM."""
+        if self.mode == "clean":
+            plan = self.plan(tokens)
+            out = []
+            for kind, name in MODALITIES:
+                groups = windows(tokens, kind)
+                enter = entering(getattr(plan, name), groups.rows.numel(), self.encoder)
+                out.append((spread(enter, groups.sizes), groups))
+            return out
+        seen = frames(tokens)
+        cells = int(seen.sizes[0]) if len(seen) else 1
+        ratios = self.ratios(tokens)
+        grouped = (stretches(tokens, Modality.VIDEO, 2 * cells), stretches(tokens, Modality.AUDIO, 50))
+        return [
+            (torch.tensor([max(1, min(n, round(self.encoder * r * n))) for n in groups.sizes.tolist()]), groups)
+            for r, groups in zip(ratios, grouped, strict=True)
+        ]
+
+    def _idle(self, n_video: int, n_audio: int) -> bool:
+        """Return whether nothing is to be dropped at all; then no stage acts."""
+        if self.mode == "clean":
+            return self.plan_of(n_video, n_audio).total >= n_video + n_audio
+        return min(self.ratios_of(n_video, n_audio)) >= 1
+
+    def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
+        """Return what stage I keeps: ``encoder`` times the average over the layers, as far as there is."""
+        if self._idle(n_video, n_audio):
+            return n_video, n_audio
+        shares = self.nominal(n_video, n_audio) or (1.0, 1.0)
+        video, audio = (
+            entering(round(s * n), n, self.encoder) for s, n in zip(shares, (n_video, n_audio), strict=True)
+        )
+        return video, audio
+
+    # ---- inside the LLM: stages II and III ----
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Return the layers of stage II.
+
+        Raises
+        ------
+        ConfigError
+            Layers that are set are not those of a model of this depth, or the schedule cannot reach the retention;
+            told here, before a film is encoded.
+        """
+        if self._everything_stays():
+            return ()
+        drops, late = self._boundaries(depth)
+        shares = (self.retention, self.retention_video, self.retention_audio)
+        if self.encoder * max((s for s in shares if s is not None), default=0.0) <= 1:  # else less of it is used
+            schedule.solve(depth, drops, late, self.encoder)
+        return drops
+
+    def late_removal(self, depth: int) -> int | None:
+        """Return the layer of stage III."""
+        return None if self._everything_stays() else self._boundaries(depth)[1]
+
+    def keeps_kv(self) -> bool:
+        """Return ``keep_kv``, or what the mode says."""
+        return self.mode == "clean" if self.keep_kv is None else self.keep_kv
+
+    def _everything_stays(self) -> bool:
+        shares = (self.retention, self.retention_video, self.retention_audio)
+        return any(s is not None for s in shares) and all(s is None or s >= 1 for s in shares)
+
+    def _boundaries(self, depth: int) -> tuple[tuple[int, ...], int | None]:
+        drops, late = schedule.auto_layers(depth)
+        if self.drop_layers != AUTO:
+            drops = tuple(int(n) - 1 for n in self.drop_layers.split("-"))
+        if self.late_layer != AUTO:
+            late = None if self.late_layer == OFF else int(self.late_layer) - 1
+        last = max([*drops, -1 if late is None else late])
+        if last >= depth:
+            raise ConfigError(f"{self.name}: there is no layer {last + 1} of {depth}; set drop_layers and late_layer")
+        return drops, late
+
+    def prune(self, layer: int, view: Any) -> Tensor:
+        """Choose within windows by the question's attention (section 3.3, equations 1 and 3)."""
+        if view.encoded is not None and self._idle(*view.encoded):
+            return torch.arange(len(view.media), device=view.media.features.device)
+        drops, late = self._boundaries(view.depth)
+        step = drops.index(layer)
+        if self.mode == "official":
+            keep = schedule.official(view.depth, drops, late, self.encoder).keep[step]
+            now = [view.media.count(kind) for kind, _ in MODALITIES]
+            targets = [max(1, round(keep * n)) if n else 0 for n in now]
+            return self._official(view, targets)
+        return self._clean(view, [self._target(i, step, view, drops, late) for i in range(2)])
+
+    def _target(self, i: int, step: int, view: Any, drops: tuple[int, ...], late: int | None) -> int:
+        """Return how many tokens of modality ``i`` stay after drop ``step``, by the schedule's exact levels."""
+        entered = view.entered[i]
+        if entered == 0:
+            return 0
+        encoder = self.encoder
+        if view.encoded is not None and entered == view.encoded[i]:  # nothing to drop before the LLM: R is high
+            average = getattr(self.plan_of(*view.encoded), MODALITIES[i][1])
+            most = entered * (view.depth if late is None else late + 1) / view.depth
+            if most <= average < most + 1:  # a plan of whole tokens may be out of reach by a fraction of one
+                return entered
+            encoder = min(encoder, entered / average)
+        level = float(entered)
+        for ratio in schedule.solve(view.depth, drops, late, encoder).keep[: step + 1]:
+            level *= ratio
+        return max(1, min(entered, round(level)))
+
+    def _clean(self, view: Any, targets: list[int]) -> Tensor:
+        media: MediaTokens = view.media
+        _, window = torch.unique(media.window, return_inverse=True)
+        count = int(window.max()) + 1 if len(media) else 0
+        relevance, groups = [], []
+        for kind, _ in MODALITIES:
+            rows = media.indices(kind)
+            sums = torch.zeros(count, device=window.device).index_add_(0, window[rows], view.attention[rows])
+            sizes = torch.bincount(window[rows], minlength=count)
+            logits = zscore(sums / sizes.clamp_min(1), sizes > 0) / (self.temperature or 1.0)
+            relevance.append(torch.softmax(logits.masked_fill(sizes == 0, -torch.inf), 0).nan_to_num(0.0))
+            groups.append(group(rows, window[rows]))
+        present = torch.stack([r > 0 for r in relevance]).sum(0).clamp_min(1)
+        joint = (relevance[0] + relevance[1]) / present
+        share = [r * t for r, t in zip(relevance, targets, strict=True)]
+        whole = (share[0] + share[1]).clamp_min(1e-30)
+        kept = []
+        for own, target, grouped in zip(share, targets, groups, strict=True):
+            if len(grouped):
+                weights = (joint * own / whole)[window[grouped.rows[grouped.starts]]]
+                quota = spread(target, grouped.sizes, weights)
+                kept.append(grouped.rows[best_in_groups(view.attention[grouped.rows], grouped, quota)])
+        return torch.cat(kept).sort().values
+
+    def _official(self, view: Any, targets: list[int]) -> Tensor:
+        media: MediaTokens = view.media
+        groups = [runs(media, kind) for kind, _ in MODALITIES]
+        scores = [view.attention[g.rows] for g in groups]
+        count = max(len(g) for g in groups)
+        if count < 2 or min(len(g) for g in groups) == 0:
+            kept = [g.rows[best(s, t)] for g, s, t in zip(groups, scores, targets, strict=True)]
+            return torch.cat(kept).sort().values
+        sizes = [torch.nn.functional.pad(g.sizes.cpu(), (0, count - len(g))) for g in groups]
+        weights = []
+        for g, s, n in zip(groups, scores, sizes, strict=True):
+            mean = torch.zeros(count).index_add_(0, g.index.cpu(), s.float().cpu()) / n.clamp_min(1)
+            weights.append(torch.softmax(mean / (self.temperature or 0.1), 0))
+        quotas = official_quotas(weights, sizes, targets)
+        kept = [g.rows[best_in_groups(s, g, q[: len(g)])] for g, s, q in zip(groups, scores, quotas, strict=True)]
+        return torch.cat(kept).sort().values
+
+
+def entering(average: int, n: int, encoder: float) -> int:
+    """Return how many of ``n`` tokens enter the LLM for an ``average`` over its layers; never more than there are."""
+    return min(n, max(min(average, 1), round(encoder * average)))
+
+
+def official_quotas(weights: list[Tensor], sizes: list[Tensor], targets: list[int]) -> tuple[Tensor, Tensor]:
+    """Return picture and sound tokens of each window (T,), rounded, repaired and floored as the released code does.
+
+    Parameters
+    ----------
+    weights : two of Tensor (T,)
+        Relevance of each window by modality, each adding up to 1.
+    sizes : two of Tensor (T,) int64
+        Tokens of each modality in it.
+    targets : two of int
+        Tokens of each modality to keep; only their sum is enforced, and the floors may exceed it.
+    """
+    (w_v, w_a), (n_v, n_a), (video, audio) = weights, (sizes[0], sizes[1]), targets
+    room = n_v + n_a
+    shares = torch.minimum(room, ((w_v + w_a) / 2 * (video + audio)).round().long().clamp_min(1))
+    shares = level_repair(shares, room, video + audio)
+    part = w_v * video / (w_v * video + w_a * audio + 1e-12)
+    v = torch.minimum(n_v, (shares * part).round().long())
+    a = torch.minimum(n_a, shares - v)
+    v = torch.minimum(n_v, shares - a)  # what is left over goes to pictures first, then to sound
+    a = torch.minimum(n_a, shares - v)
+    bare = (n_v > 0) & (v < 1)
+    v = torch.where(bare, 1, v)
+    a = torch.where(bare & (a > 1), torch.minimum(n_a, shares - v).clamp_min(1), a)
+    bare = (n_a > 0) & (a < 1)
+    a = torch.where(bare, 1, a)
+    v = torch.where(bare & (v > 1), torch.minimum(n_v, shares - a).clamp_min(1), v)
+    return v, a
+
+
+__all__ = ["Seats", "entering", "official_quotas"]

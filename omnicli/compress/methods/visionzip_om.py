@@ -1,0 +1,15 @@
+"""VisionZip-om: VisionZip among sound tokens as well (SEATS, appendix B.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from omnicli.compress.methods.visionzip import VisionZip
+
+
+@dataclass(frozen=True)
+class VisionZipOm(VisionZip):
+    """Keep in every frame and every window of sound what receives most attention, and merge the rest into a few."""
+
+    audio: Literal["intact", "select"] = "select"

@@ -1,0 +1,61 @@
+"""A film, looked at: probed, decoded and encoded, or read from the cache. Knows nothing of questions and methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from omnicli.encode.encode import Decoding, Encoded, Progress, encode
+from omnicli.media import subtitles
+from omnicli.media.pieces import HERE, Decoder
+from omnicli.media.probe import MediaInfo, probe
+from omnicli.models.base import OmniModel
+from omnicli.models.parts import CAPTURES
+from omnicli.utils.timing import StageClock, Times
+
+if TYPE_CHECKING:
+    from omnicli.config.settings import MediaConfig
+    from omnicli.encode.cache import Cache
+
+
+@dataclass(frozen=True)
+class Film:
+    """One file, decoded and encoded (``times``: what that took), and the text to put before questions about it."""
+
+    info: MediaInfo
+    media: Encoded
+    times: Times
+    cached: bool = False
+    preface: str = ""
+
+
+@torch.inference_mode()
+def look(
+    source: str | Path | MediaInfo | Decoding, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
+    progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None, cache: Cache | None = None,
+    decoder: Decoder = HERE,
+) -> Film:  # fmt: skip
+    """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept.
+
+    ``source`` may be the film's decoding, begun before; ``decoder``: where it is decoded otherwise.
+    """
+    begun = source if isinstance(source, Decoding) else None
+    source = source.film.info if isinstance(source, Decoding) else source
+    clock, capture = clock or StageClock(cuda=model.device.type == "cuda"), needs & CAPTURES
+    entry = cache and cache.entry(source, settings, capture, model, clock)
+    kept = entry.read() if entry else None
+    with clock.stage("probe"):
+        info = kept[0] if kept else source if isinstance(source, MediaInfo) else probe(source)
+        preface, notes = subtitles.preface(info, settings, lambda text: len(model.tokenizer.encode(text)))
+    if kept:
+        media = kept[1]
+    else:
+        decoding = begun or Decoding(info, settings, model, clock, decoder)
+        media = encode(decoding, capture=capture, progress=progress)
+        if entry:
+            entry.write(info, media)
+    media = replace(media, warnings=(*media.warnings, *notes))
+    return Film(info, media, clock.report(), cached=kept is not None, preface=preface)

@@ -1,0 +1,1 @@
+"""The model families, one file each and nothing else: the folder is their registry."""

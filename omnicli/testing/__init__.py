@@ -1,0 +1,19 @@
+"""What every model family keeps, checked: one short message per point that is not kept.
+
+For whoever writes a family, in this package or another (`docs/adding-a-model.md`)::
+
+    assert contract.of_class(MyFamily) == []
+    assert contract.of_model(my_tiny_model, stock) == []
+    assert contract.of_folder(MyFamily, a_saved_tiny_checkpoint) == []
+
+A point is a function below that yields what is wrong; the first thing of each is told. Models should be tiny, random,
+in float32 and on a CPU. Not checked: what only the family's published code can say, such as whether its towers compute
+the right numbers; the family's own tests compare those.
+"""
+
+from __future__ import annotations
+
+from omnicli.testing.families import of_class, of_folder, of_model
+from omnicli.testing.trial import Stock
+
+__all__ = ["Stock", "of_class", "of_folder", "of_model"]

@@ -1,0 +1,200 @@
+"""The page for newcomers: its code is run, its family keeps the contract, and what one forgets is told in a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omnicli import pipeline
+from omnicli import testing as contract
+from omnicli.config.config import load_config
+from omnicli.errors import ModelError
+from omnicli.models import loading, registry
+from tests.cli import films
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-model.md"
+DUMMY = "dummy:linear-av-1b,layers=2,scale=0.02"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Write the page's two files, install the first one's entry point, and return both modules."""
+    folder = tmp_path_factory.mktemp("package")
+    family, test = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    (folder / "linear_av.py").write_text(family, encoding="utf-8")
+    (folder / "linear_av_contract.py").write_text(test, encoding="utf-8")
+    name, value = re.search(r'^ *([\w-]+) = "(linear_av:\w+)"$', PAGE.read_text(encoding="utf-8"), re.M).groups()
+    point = importlib.metadata.EntryPoint(name, value, registry.MODEL_GROUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setattr(
+            "omnicli.config.registry._entry_points", lambda group: (point,) if group == registry.MODEL_GROUP else ()
+        )
+        yield importlib.import_module("linear_av"), importlib.import_module("linear_av_contract")
+    for module in ("linear_av", "linear_av_contract"):
+        del sys.modules[module]
+
+
+def test_the_pages_own_test_passes(page, tmp_path):
+    page[1].test_the_contract_is_kept(tmp_path)
+
+
+def test_the_family_is_found_by_its_entry_point(page):
+    assert registry.families()["linear-av"] is page[0].LinearAV
+    assert loading.short_names()["linear-av-1b"] == "example/linear-av-1b"
+    with pytest.raises(ModelError, match="example/linear-av-1b is not in the local hub cache"):
+        loading.find_folder("linear-av-1b")
+
+
+def test_a_checkpoint_and_random_weights_answer_about_a_film(page, tmp_path):
+    film = films.write(tmp_path / "film.mp4", 4.3)
+    for name in (DUMMY, str(page[1].build(tmp_path / "model"))):
+        model = loading.load_model(name, "cpu")
+        assert isinstance(model, page[0].LinearAV)
+        config = dataclasses.replace(load_config("full", ["generate.max_new_tokens=3"]), model=name)
+        answer = pipeline.ask(film, ["Who?"], config, model)[0]
+        tokens = answer.tokens
+        high, wide = model.facts.frame_size(answer.media_used.width, answer.media_used.height)
+        assert tokens["video"]["kept"] == answer.media_used.frames * model.facts.group_tokens(high, wide)
+        assert tokens["audio"]["encoded"] == model.facts.sound_tokens(answer.media_used.audio_s)
+    for name in (DUMMY, str(tmp_path / "model")):
+        with pytest.raises(ModelError, match="cannot be quantised"):
+            loading.load_model(name, "cpu", quantize="int8")
+    with pytest.raises(ModelError, match="no attention in its towers"):
+        pipeline.ask(film, ["Who?"], load_config("visionzip-25"), model)
+
+
+# ---- what is told ----
+
+
+def spoil(page, **changes):
+    """Return a tiny model of a class like the page's, with some things changed."""
+    tiny = page[1].model()
+    tiny.__class__ = type("Spoilt", (page[0].LinearAV,), changes)
+    return tiny
+
+
+def replaced(name, **changes):
+    """Return a method that changes fields of what the page's method of that name returns; values may be functions."""
+
+    def method(self, *args, **kwargs):
+        made = getattr(super(type(self), self), name)(*args, **kwargs)
+        return dataclasses.replace(made, **{k: v(made) if callable(v) else v for k, v in changes.items()})
+
+    return method
+
+
+def shifted(clip):
+    return dataclasses.replace(clip.tokens, end_s=clip.tokens.end_s + 60)
+
+
+def backwards(clip):
+    return dataclasses.replace(clip.tokens, position_ids=clip.tokens.position_ids.flip(1))
+
+
+def looking_ahead(self, index, hidden, rope, cache=None, last_attention=False):
+    out, received = super(type(self), self).layer(index, hidden, rope, cache, last_attention)
+    return out + hidden.mean(0), received
+
+
+def normalising(self, frames, capture=frozenset()):
+    made = super(type(self), self).encode_video(frames, capture)
+    return dataclasses.replace(made, features=made.features - made.features.mean(0))
+
+
+FORGOTTEN = {
+    "a token more": (
+        {"encode_video": replaced("encode_video", features=lambda v: torch.cat([v.features, v.features[-1:]]))},
+        "pictures: features are",
+    ),
+    "another number format": (
+        {"encode_video": replaced("encode_video", features=lambda v: v.features.double())},
+        "pictures: features are torch.float64 on cpu, not torch.float32",
+    ),
+    "frames that see each other": ({"encode_video": normalising}, "pictures in pieces: group by group"),
+    "times beyond the film": ({"assemble": replaced("assemble", tokens=shifted)}, "order: times leave the clip"),
+    "positions that go back": (
+        {"assemble": replaced("assemble", tokens=backwards)},
+        "positions: positions of video go back",
+    ),
+    "text at the place of media": (
+        {"assemble": replaced("assemble", next_position=3)},
+        "positions: next_position 3 is not behind the last token's",
+    ),
+    "a question elsewhere": (
+        {"prompt": replaced("prompt", question=slice(0, 3))},
+        "prompts: Prompt.question does not hold",
+    ),
+    "no end of an answer": ({"stop_ids": frozenset()}, "words: stop_ids"),
+    "a look ahead": ({"layer": looking_ahead}, "layers: a layer looks ahead"),
+    "a part that does not say it works": (
+        {"embed": lambda self, ids: self.parts.llm.model.embed_tokens(ids)},
+        "parts: embed does not call work('llm')",
+    ),
+    "no sizes": ({"facts": property(lambda self: None)}, "attributes: AttributeError"),
+    "another rate of sound": ({"audio_tokens_per_s": 25.0}, "sound: 0.5 s make 5 tokens, which is far from"),
+}
+
+
+@pytest.mark.parametrize("what", list(FORGOTTEN))
+def test_what_is_forgotten_is_told_in_a_line(page, what):
+    changes, message = FORGOTTEN[what]
+    tiny = spoil(page, **changes)
+    for name in changes.keys() & vars(tiny).keys():
+        del vars(tiny)[name]  # the class's is meant
+    found = contract.of_model(tiny)
+    assert any(line.startswith(message) for line in found), found
+    assert all("\n" not in line and len(line) < 300 for line in found)
+
+
+def test_a_loop_that_is_not_the_stock_llms_is_told(page):
+    tiny = page[1].model()
+
+    def stock(given, tokens):
+        return tiny.parts.llm(inputs_embeds=given.embeds.flip(0)[None]).logits[0]
+
+    assert contract.of_model(tiny, stock) == ["loop: the layer loop's logits are not the stock LLM's"]
+
+
+def test_a_class_that_is_not_finished_is_told(page):
+    taken = type("Taken", (page[0].LinearAV,), {"short_names": {"Qwen2.5-Omni-7B": "x"}, "dummies": {}})
+    assert contract.of_class(taken) == [
+        "names: Qwen2.5-Omni-7B is not in lower case",
+        "dummies: there are none: nobody can measure or try the family without its weights",
+    ]
+    names = {"model_types": ("qwen2_5_omni",), "short_names": {}, "dummies": {"double": "1b"}}
+    double = type("Double", (page[0].LinearAV,), names)
+    assert contract.of_class(double) == ["names: model_types: qwen2_5_omni is qwen2_5_omni's already"]
+
+
+def test_weights_that_are_not_checked_are_told(page, tmp_path):
+    class Careless(page[0].LinearAV):
+        @classmethod
+        def load(cls, folder, *, name, revision, device, dtype):
+            try:
+                return super().load(folder, name=name, revision=revision, device=device, dtype=dtype)
+            except ModelError:
+                return page[1].model()
+
+    assert contract.of_folder(Careless, page[1].build(tmp_path / "model")) == [
+        "damage: the first weight is missing: loads all the same"
+    ]
+
+
+def test_sound_that_depends_on_its_blocks_is_told(page):
+    def loudest(self, log_mel_max=None, capture=frozenset(), batch_s=30.0):
+        stream = super(type(self), self).audio_encoder(log_mel_max, capture, batch_s)
+        feed = stream.feed
+        stream.feed = lambda samples: feed(samples / np.abs(samples).max())
+        return stream
+
+    found = contract.of_model(spoil(page, audio_encoder=loudest))
+    assert "sound in pieces: blocks of 777 samples are not the same as all samples at once" in found
