@@ -29,7 +29,7 @@ from omnicli.models.loading import load_model
 film, question, preset, sets, name, folder = sys.argv[1:]
 config, model = load_config(preset, json.loads(sets)), load_model(name)
 cache = Cache(Path(folder)) if folder else None
-seen = pipeline.look(film, config.media, config.compressor.needs, model, cache=cache)
+seen = load_film(film, config.media, config.compressor.needs, model, cache=cache)
 answer = pipeline.answer(seen, question, config, model)
 anonymous = [int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("RssAnon")]
 print(json.dumps({

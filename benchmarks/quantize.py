@@ -29,6 +29,7 @@ from result import add_out, tell
 
 from omnicli import pipeline
 from omnicli.config.config import load_config
+from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.models.loading import load_model, resolve_dtype
@@ -39,7 +40,7 @@ from omnicli.train.pocket_eval import held_out_film
 KINDS = ("none", "int8", "int4")
 
 
-def first_token(model: Any, film: pipeline.Film, question: str) -> torch.Tensor:
+def first_token(model: Any, film: EncodedFilm, question: str) -> torch.Tensor:
     """Return the log-probabilities (V,) of an answer's first token, all media tokens read."""
     clip = film.media.clip
     read = model.sequence(model.prompt(question, video=clip.video, audio=clip.audio), clip)
@@ -143,7 +144,7 @@ def main() -> None:
             film = held_out_film(number, args.seconds)
             path = Path(folder) / f"{number}.mp4"
             write_film(film, path, fps=4.0)
-            seen = pipeline.look(path, config.media, config.compressor.needs, models["none"])
+            seen = load_film(path, config.media, config.compressor.needs, models["none"])
             for question in film.questions:
                 plain, plain_text = None, ""
                 for kind, model in models.items():

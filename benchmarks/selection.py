@@ -84,7 +84,7 @@ def counts(tokens: MediaTokens) -> tuple[int, int]:
 
 def measure(name: str, size: str, retention: float, device: torch.device) -> dict[str, Any]:
     """Return the times and memory of one method."""
-    method = registry.methods().find(name).at(retention)
+    method = registry.methods().find(name).with_retention(retention)
     tokens = clip(*SIZES[size]).to(device)
     g = torch.Generator().manual_seed(1)
     width, dtype = tokens.features.shape[1], tokens.features.dtype

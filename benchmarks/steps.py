@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from result import add_out, tell
 
-from omnicli.llm.attention_recorder import Watch
+from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.llm.steps import Steps
@@ -28,7 +28,7 @@ from omnicli.models.loading import load_model, resolve_device
 def written(model: Any, cache: KVCache, lengths: list[int], tokens: int) -> tuple[float, bool, torch.Tensor]:
     """Write ``tokens`` fixed ids behind the prompt; return seconds, whether they were recorded, the last logits."""
     cache.truncate(lengths)
-    write = Steps(model, cache, Watch.nothing(), tokens)
+    write = Steps(model, cache, AttentionRecorder.nothing(), tokens)
     begin = time.perf_counter()
     for i in range(tokens):
         logits = write(100 + i, lengths[0] + i)
@@ -39,7 +39,7 @@ def written(model: Any, cache: KVCache, lengths: list[int], tokens: int) -> tupl
 def compare(model: Any, rows: int, tokens: int, runs: int) -> dict[str, Any]:
     """Time both ways in turn behind a prompt of ``rows`` positions, after one round to warm up."""
     plain = copy.copy(model)
-    plain.records = False
+    plain.cuda_graph_safe = False
     cache = KVCache(
         model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=model.device, capacity=rows + tokens
     )

@@ -37,7 +37,7 @@ def render_methods() -> str:
         "| method | selects by | acts | needs the question | source |",
         "|---|---|---|---|---|",
         *(
-            f"| [{name}](#{name}) | {cls.selects_by or '-'} | {acts(cls)} | {'yes' if cls.asks else 'no'} "
+            f"| [{name}](#{name}) | {cls.criterion or '-'} | {acts(cls)} | {'yes' if cls.uses_question else 'no'} "
             f"| {cls.paper or '-'} |"
             for name, cls in found.items()
         ),
@@ -50,8 +50,8 @@ def render_methods() -> str:
         needs = cls().needs
         if needs:
             lines += [f"Has captured: {', '.join(sorted(needs))}.", ""]
-        if cls.adds:
-            lines += [f"What `clean` changes: {_cell(cls.adds)}", ""]
+        if cls.clean_differs:
+            lines += [f"What `clean` changes: {_cell(cls.clean_differs)}", ""]
         told = parameters(cls)
         fields = dataclasses.fields(cls)
         if fields:

@@ -11,11 +11,11 @@ import torch
 
 from omnicli.answer import result as facts
 from omnicli.answer.evidence import layers as middle
-from omnicli.encode.film import Film, look
+from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.errors import MemoryLimitError
-from omnicli.llm.attention_recorder import Watch
+from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.decode import DecodeOptions, generate
-from omnicli.llm.prefix_cache import Reader
+from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.models import timescale
 from omnicli.types import Answer, Modality
 from omnicli.utils.timing import StageClock
@@ -65,9 +65,9 @@ def ask(
     """
     progress = on_progress or (lambda stage, done, total: None)
     tell = on_text or (lambda index, text: None)
-    film = look(source, config.media, config.compressor.needs, model, progress=progress, clock=clock, cache=cache)
+    film = load_film(source, config.media, config.compressor.needs, model, progress=progress, clock=clock, cache=cache)
     asked = partial(
-        answer, film, config=config, model=model, reader=Reader(model), progress=progress, evidence=evidence
+        answer, film, config=config, model=model, prefix_cache=PrefixCache(model), progress=progress, evidence=evidence
     )
     ends = len(questions) - 1
     return [asked(question, last=i == ends, on_text=partial(tell, i)) for i, question in enumerate(questions)]
@@ -75,14 +75,15 @@ def ask(
 
 @torch.inference_mode()
 def answer(
-    film: Film, question: str, config: Config, model: OmniModel, *,
-    reader: Reader | None = None, last: bool = False, history: Sequence[tuple[str, str]] = (), evidence: bool = False,
+    film: EncodedFilm, question: str, config: Config, model: OmniModel, *,
+    prefix_cache: PrefixCache | None = None, last: bool = False, history: Sequence[tuple[str, str]] = (),
+    evidence: bool = False,
     on_text: Callable[[str], None] = lambda text: None, progress: Progress = lambda stage, done, total: None,
 ) -> Answer:  # fmt: skip
     """Answer one question about an encoded file: compress, prefill, generate.
 
-    ``reader`` keeps what questions share from one call to the next, up to the ``last`` one; ``history`` holds what was
-    asked and answered before; ``evidence``: see `ask`.
+    ``prefix_cache`` keeps what questions share from one call to the next, up to the ``last`` one; ``history`` holds
+    what was asked and answered before; ``evidence``: see `ask`.
     """
     info, media = film.info, film.media
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
@@ -90,7 +91,7 @@ def answer(
     clip, options = media.clip, DecodeOptions(**vars(config.generate))
     prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history, preface=film.preface)
     with clock.stage("load"):
-        model.work("llm")
+        model.activate("llm")
     with clock.stage("compress"):
         selection = compressor.compress(clip.tokens, model.query(prompt))  # by the film's own clock
         clip = _in_range(clip, config, model)
@@ -102,15 +103,18 @@ def answer(
             f"{info.path}: {length:,} tokens do not fit the model's context of {model.max_position:,}; "
             "choose a preset that keeps fewer (--preset avoc), a lower --fps, or a shorter span (--start, --end)"
         )
-    reads, watch = reader or Reader(model), Watch(middle(model.depth), len(kept)) if evidence else None
+    reads, recorder = (
+        prefix_cache or PrefixCache(model),
+        AttentionRecorder(middle(model.depth), len(kept)) if evidence else None,
+    )
     with clock.stage("prefill"):
         read, kv = reads.read(
             sequence, kept, compressor, encoded=(clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)),
-            room=options.max_new_tokens, last=last or reader is None, watch=watch,
+            room=options.max_new_tokens, last=last or prefix_cache is None, recorder=recorder,
             progress=lambda share: progress("prefill", share * length, length), clock=clock,
         )  # fmt: skip
     with clock.stage("generate"):
-        text = generate(model, kv, read.logits, sequence.next_position, options, watch=watch)
+        text = generate(model, kv, read.logits, sequence.next_position, options, recorder=recorder)
         first = next(iter(text), "")
         first_s = clock.elapsed()
         on_text(first)
@@ -119,7 +123,7 @@ def answer(
     return facts.answer(
         film, question, config, model, clip=clip, prompt_length=length, kept=kept, selection=selection, read=read,
         reused=reads.reused, text=text, times=film.times + clock.report(), first_token_s=film.times.wall_s + first_s,
-        watch=watch, history=history,
+        recorder=recorder, history=history,
     )  # fmt: skip
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from omnicli import pipeline
 from omnicli.encode.encode import Progress
+from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.errors import MemoryLimitError
-from omnicli.llm.prefix_cache import Reader
+from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES, KEYS, SALIENCIES
 from omnicli.types import Answer
@@ -49,7 +50,7 @@ class Session:
     source : str, Path or MediaInfo
         The file, or what `probe` found in it.
     clock, cache
-        See `omnicli.encode.film.look`.
+        See `omnicli.encode.film.load_film`.
 
     Attributes
     ----------
@@ -69,7 +70,7 @@ class Session:
         self.config, self.model = config, model
         self.history: list[Turn] = []
         self.told: list[Told] = []
-        self._source, self._cache, self._reader = source, cache, Reader(model)
+        self._source, self._cache, self._prefix_cache = source, cache, PrefixCache(model)
         self._look(config, progress, clock)
 
     def ask(
@@ -90,8 +91,8 @@ class Session:
         while True:
             try:
                 answer = pipeline.answer(
-                    film, question, self.config, self.model, reader=self._reader, history=history, evidence=True,
-                    on_text=on_text, progress=progress,
+                    film, question, self.config, self.model, prefix_cache=self._prefix_cache, history=history,
+                    evidence=True, on_text=on_text, progress=progress,
                 )  # fmt: skip
                 break
             except MemoryLimitError:
@@ -118,12 +119,12 @@ class Session:
 
     def _look(self, config: Config, progress: Progress, clock: StageClock | None = None) -> None:
         needs = config.compressor.needs
-        self.film = pipeline.look(
+        self.film = load_film(
             self._source, config.media, needs, self.model, progress=progress, clock=clock, cache=self._cache
         )
         self._captured = needs & CAPTURES
 
-    def _seen_by(self, config: Config) -> pipeline.Film:
+    def _seen_by(self, config: Config) -> EncodedFilm:
         """Return the film without captures that a method did not ask for: it might take them into account."""
         if config.compressor.needs & CAPTURES == self._captured:
             return self.film

@@ -12,7 +12,8 @@ import torch
 
 from omnicli import pipeline
 from omnicli.config.config import load_config
-from omnicli.encode import film as looking
+from omnicli.encode import film as film_module
+from omnicli.encode.film import load_film
 from omnicli.errors import MediaError, MemoryLimitError
 from omnicli.media.write import FilmWriter
 from omnicli.utils.timing import StageClock
@@ -87,7 +88,12 @@ def test_two_questions_look_decode_and_encode_once(folder, model, monkeypatch):
 
         return call
 
-    for owner, name in ((looking, "probe"), (looking, "encode"), (model, "encode_video"), (model, "audio_encoder")):
+    for owner, name in (
+        (film_module, "probe"),
+        (film_module, "encode"),
+        (model, "encode_video"),
+        (model, "audio_encoder"),
+    ):
         monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
     assert model.video_batch >= SECONDS * 2, "the film has to fit one call"
     assert len(ask(folder / "film.mp4", model)) == 2
@@ -205,7 +211,7 @@ def test_the_nominal_clock_lays_pictures_out_at_the_familys_rate(folder, model):
     starts = {}
     for clock in ("true", "nominal"):
         settings = load_config("full", ["media.fps=1", f"media.clock={clock}"]).media
-        tokens = pipeline.look(folder / "film.mp4", settings, frozenset(), model).media.clip.tokens
+        tokens = load_film(folder / "film.mp4", settings, frozenset(), model).media.clip.tokens
         starts[clock] = sorted(set(tokens.start_s[tokens.modality == 0].tolist()))
     assert starts == {"true": [0.0, 2.0], "nominal": [0.0, 1.0]}  # pairs of frames 1 s apart; taken as 0.5 s apart
 
@@ -247,7 +253,7 @@ def test_what_every_layer_read_is_reported(folder):
 def _encoded(path, model, **settings):
     from omnicli.config.settings import MediaConfig
 
-    return pipeline.look(path, MediaConfig(**settings), frozenset(), model).media
+    return load_film(path, MediaConfig(**settings), frozenset(), model).media
 
 
 def _same(first, second) -> bool:

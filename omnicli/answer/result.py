@@ -26,8 +26,8 @@ from omnicli.types import Answer, MediaTokens, Modality, Selection
 if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
     from omnicli.config.config import Config
-    from omnicli.encode.film import Film
-    from omnicli.llm.attention_recorder import Watch
+    from omnicli.encode.film import EncodedFilm
+    from omnicli.llm.attention_recorder import AttentionRecorder
     from omnicli.llm.decode import Generation
     from omnicli.llm.prefill import PrefillResult
     from omnicli.models.base import OmniModel
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 def answer(
-    film: Film, question: str, config: Config, used: OmniModel, *,
+    film: EncodedFilm, question: str, config: Config, used: OmniModel, *,
     clip: EncodedClip, prompt_length: int, kept: MediaTokens, selection: Selection, read: PrefillResult, reused: int,
-    text: Generation, times: Times, first_token_s: float, watch: Watch | None = None,
+    text: Generation, times: Times, first_token_s: float, recorder: AttentionRecorder | None = None,
     history: Sequence[tuple[str, str]] = (),
 ) -> Answer:  # fmt: skip
     """Return the answer with everything that is known of its run; ``clip``: as the LLM's positions have it."""
@@ -63,7 +63,7 @@ def answer(
         time_to_first_token_s=round(first_token_s, 4),
         peak_memory=peak_memory(*used.devices),
         flops=cost.prefill_flops(used, around, len(clip.tokens), read.by_layer),
-        evidence=[] if watch is None else evidence.ranges(kept, watch.scores()),
+        evidence=[] if recorder is None else evidence.ranges(kept, recorder.scores()),
         warnings=[*film.media.warnings, *cautions(used, clip, config, text.next_position - 1)],
         versions=versions(),
         cached=film.cached,

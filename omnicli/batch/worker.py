@@ -22,9 +22,10 @@ from omnicli import pipeline
 from omnicli.batch import rows
 from omnicli.batch.errors import DeviceLostError
 from omnicli.batch.limit import time_limit
-from omnicli.encode.encode import Decoding
+from omnicli.encode.encode import DecodeJob
+from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError
-from omnicli.llm.prefix_cache import Reader
+from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.media.pieces import HERE
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.loading import load_model
@@ -106,9 +107,9 @@ class Worker:
         """
         self._clean(memory.reset)  # peaks in the rows are those of the film
         self._small = None
-        film: pipeline.Film | None = None
+        film: EncodedFilm | None = None
         lost: tuple[int, str] | None = None
-        self._reader = Reader(self.model)
+        self._prefix_cache = PrefixCache(self.model)
         for item in job.items:
             if lost is not None:
                 yield rows.failed(item, self.config, *lost, 0.0)
@@ -132,19 +133,17 @@ class Worker:
             if not clean:
                 self._clean(memory.free)
 
-    def _look(self, media: str) -> pipeline.Film:
+    def _look(self, media: str) -> EncodedFilm:
         settings, needs, ahead = self.config.media, self.config.compressor.needs, self._ahead
         if ahead is None or ahead.media != media:
             self.forget()
             clock = self._clock()
-            return pipeline.look(
-                media, settings, needs, self.model, clock=clock, cache=self.cache, decoder=self._decoder
-            )
+            return load_film(media, settings, needs, self.model, clock=clock, cache=self.cache, decoder=self._decoder)
         try:
             ahead.clock.restart()
             with ahead.clock.stage("probe"):
                 begun = ahead.result()
-            return pipeline.look(begun, settings, needs, self.model, clock=ahead.clock, cache=self.cache)
+            return load_film(begun, settings, needs, self.model, clock=ahead.clock, cache=self.cache)
         finally:
             self.forget()
 
@@ -157,7 +156,7 @@ class Worker:
         self.forget()
         if self.cache is None or not self.cache.knows(Path(following)):
             clock, decoder = self._clock(), self._decoder
-            begin = partial(Decoding, settings=self.config.media, model=self.model, clock=clock, decoder=decoder)
+            begin = partial(DecodeJob, settings=self.config.media, model=self.model, clock=clock, decoder=decoder)
             self._ahead = _Ahead(following, clock, begin)
 
     def forget(self) -> None:
@@ -166,12 +165,12 @@ class Worker:
             self._ahead.drop()
             self._ahead = None
 
-    def _answer(self, film: pipeline.Film, item: Item, last: bool) -> Row:
+    def _answer(self, film: EncodedFilm, item: Item, last: bool) -> Row:
         """Ask; if it does not fit and that is wanted, once more with less, as all further questions on this film."""
         ask = partial(pipeline.answer, film, item.question, evidence=self.evidence)
         if self._small is None:
             try:
-                return rows.answered(item, ask(self.config, self.model, reader=self._reader, last=last), [])
+                return rows.answered(item, ask(self.config, self.model, prefix_cache=self._prefix_cache, last=last), [])
             except Exception as error:
                 code, message = _told(item.media, error)
                 if not self.fit or code != MemoryLimitError.exit_code:
@@ -215,9 +214,9 @@ def _told(media: str, error: Exception) -> tuple[int, str]:
 class _Ahead:
     """A file that threads probe and begin to decode; one that never comes back keeps neither next file nor process."""
 
-    def __init__(self, media: str, clock: StageClock, begin: Callable[[MediaInfo], Decoding]) -> None:
+    def __init__(self, media: str, clock: StageClock, begin: Callable[[MediaInfo], DecodeJob]) -> None:
         self.media, self.clock, self._begin = media, clock, begin
-        self._future: Future[Decoding] = Future()
+        self._future: Future[DecodeJob] = Future()
         threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
@@ -226,8 +225,8 @@ class _Ahead:
         except BaseException as error:
             self._future.set_exception(error)
 
-    def result(self) -> Decoding:
-        """Wait for it; raises what `probe` and `Decoding` raise."""
+    def result(self) -> DecodeJob:
+        """Wait for it; raises what `probe` and `DecodeJob` raise."""
         return self._future.result()
 
     def drop(self) -> None:

@@ -17,7 +17,7 @@ from omnicli.models.base import OmniModel
 from omnicli.models.parts import ModelInput
 
 
-class Rig:
+class FixedLengthModel:
     """The copy (``model``) and what it heard in the last run.
 
     - No id stops it, so that every variant writes the same number of tokens and its rate can be compared.
@@ -48,7 +48,7 @@ class Rig:
     def start(self, *, listen: bool) -> None:
         """Forget the last run."""
         self.listen, self.read_at, self.ids = listen, None, []
-        self.model.records = self._source.records and not listen  # what is recorded is not heard
+        self.model.cuda_graph_safe = self._source.cuda_graph_safe and not listen  # what is recorded is not heard
 
     def answer_ids(self) -> list[int]:
         """Return the ids up to where the model itself would have stopped."""

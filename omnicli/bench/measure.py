@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from omnicli import pipeline
-from omnicli.bench.fixed_length import Rig
+from omnicli.bench.fixed_length import FixedLengthModel
+from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES, SALIENCIES
 from omnicli.utils import memory
@@ -141,8 +142,8 @@ def measure(
         Called with what is being done.
     """
     torch.manual_seed(0)
-    rig = Rig(model)
-    bench = _Bench(source, question, rig, Outcome([Measured(v) for v in variants]))
+    fixed = FixedLengthModel(model)
+    bench = _Bench(source, question, fixed, Outcome([Measured(v) for v in variants]))
     groups = passes(bench.outcome.measured)
     for number in range(-warmup, repeat):
         label = f"warm-up {number + warmup + 1} of {warmup}" if number < 0 else f"round {number + 1} of {repeat}"
@@ -176,12 +177,12 @@ def passes(measured: Sequence[Measured]) -> list[tuple[frozenset[str], list[Meas
 class _Bench:
     source: str | Path
     question: str
-    rig: Rig
+    fixed: FixedLengthModel
     outcome: Outcome
 
     @property
     def device(self) -> torch.device:
-        return self.rig.model.device
+        return self.fixed.model.device
 
     def run(self, members: list[Measured], capture: frozenset[str], tell: Tell, *, counts: bool, listen: bool) -> None:
         """Look at the film once and ask every variant that is still there; keep the times if the round ``counts``."""
@@ -190,14 +191,14 @@ class _Bench:
             return
         tell("decode and encode")
         if listen:
-            memory.reset(*self.rig.model.devices)
+            memory.reset(*self.fixed.model.devices)
         with self.failing(live):
-            film = pipeline.look(self.source, live[0].variant.config.media, capture, self.rig.model)
+            film = load_film(self.source, live[0].variant.config.media, capture, self.fixed.model)
         if live[0].error is not None:
             memory.free(self.device)  # only here: the error kept the tensors of its frames
             return
         for one in live if listen else []:
-            one.encode_peaks = memory.peaks(*self.rig.model.devices)
+            one.encode_peaks = memory.peaks(*self.fixed.model.devices)
         for one in live:
             self.outcome.used = film.media.used
             self.warn(film.media.warnings)
@@ -209,21 +210,21 @@ class _Bench:
             if one.error is not None:
                 memory.free(self.device)
 
-    def ask(self, film: pipeline.Film, one: Measured, *, listen: bool) -> Run:
+    def ask(self, film: EncodedFilm, one: Measured, *, listen: bool) -> Run:
         """Ask one variant about an encoded film."""
-        self.rig.start(listen=listen)
+        self.fixed.start(listen=listen)
         if listen:
-            memory.reset(*self.rig.model.devices)
+            memory.reset(*self.fixed.model.devices)
         begin = time.perf_counter()
         apart = dataclasses.replace(film, times=Times())
-        answer = pipeline.answer(apart, self.question, one.variant.config, self.rig.model)
+        answer = pipeline.answer(apart, self.question, one.variant.config, self.fixed.model)
         one.answer = answer
         self.warn(answer.warnings)
         if listen:
-            one.peaks = memory.peaks(*self.rig.model.devices)
-            one.ids = self.rig.answer_ids()
-            one.text = self.rig.model.tokenizer.decode(one.ids).strip()
-        read_s = answer.time_to_first_token_s if self.rig.read_at is None else self.rig.read_at - begin
+            one.peaks = memory.peaks(*self.fixed.model.devices)
+            one.ids = self.fixed.answer_ids()
+            one.text = self.fixed.model.tokenizer.decode(one.ids).strip()
+        read_s = answer.time_to_first_token_s if self.fixed.read_at is None else self.fixed.read_at - begin
         both = film.times + Times(answer.stages, answer.wall_s)
         return Run(both.stages, both.wall_s, film.times.wall_s + read_s)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from omnicli.bench.needle import FPS, MODALITIES, Grid, Needle, caption_frame, loudness, speak
 from omnicli.bench.needle_sound import Sound, SoundBlocks
 from omnicli.encode.encode import Encoded, Progress
-from omnicli.encode.film import Film
+from omnicli.encode.film import EncodedFilm
 from omnicli.errors import MediaError, UsageError
 from omnicli.media import audio, sampling, video
 from omnicli.media.audio import SAMPLE_RATE
@@ -155,7 +155,7 @@ class Prefix:
             round(seen, 3), round(heard, 3), round(seen, 3), round(heard, 3), self.frames,
             round(self.frames / seen, 4) if seen > 0 else 0.0, hay.size[1], hay.size[0],
         )  # fmt: skip
-        self.film = Film(hay.info, Encoded(self.clip, used, ()), Times())
+        self.film = EncodedFilm(hay.info, Encoded(self.clip, used, ()), Times())
         """What `omnicli.pipeline.answer` takes; while `with_needle` is open, with the needle in it."""
 
     @contextmanager

@@ -68,18 +68,18 @@ class SoundBlocks:
 
     Attributes
     ----------
-    grain : Grain or None
+    audio_block : AudioBlock or None
         The model's; None: every sound is encoded in whole.
     """
 
     def __init__(self, model: OmniModel, capture: frozenset[str] = frozenset()) -> None:
         self.model, self.capture = model, capture
-        self.grain = model.grain
+        self.audio_block = model.audio_block
         self._tokens = 1 << 40  # per block
         self._block = 1 << 40  # samples per block
-        if self.grain is not None:
-            self._tokens = round(self.grain.seconds * model.audio_tokens_per_s)
-            self._block = round(self.grain.seconds * SAMPLE_RATE)
+        if self.audio_block is not None:
+            self._tokens = round(self.audio_block.seconds * model.audio_tokens_per_s)
+            self._block = round(self.audio_block.seconds * SAMPLE_RATE)
 
     @torch.inference_mode()
     def encode(self, samples: np.ndarray, progress: Callable[[float], None] = lambda done_s: None) -> Sound:
@@ -128,9 +128,9 @@ class SoundBlocks:
         return Change(tuple(pieces), high, low, maximum)
 
     def _count(self, samples: np.ndarray) -> int:
-        if self.grain is None:
+        if self.audio_block is None:
             return 1
-        frames = mel_frame_count(len(samples), self.grain.mirror_end)
+        frames = mel_frame_count(len(samples), self.audio_block.mirror_end)
         return max(1, -(-frames // (self._block // HOP)))
 
     def _range(self, samples: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,14 +139,14 @@ class SoundBlocks:
         Where the end is not mirrored, frames behind it that still touch sound are counted in the last block, as in
         `LogMel.maximum`.
         """
-        if self.grain is None:
+        if self.audio_block is None:
             whole = self.model.measure_log_mel_max(_chunks(samples))
             return np.array([whole]), np.array([-np.inf])
         lo, hi = max(0, first - 1) * self._block, (last + 1) * self._block
         part = samples[lo:hi]
-        if hi >= len(samples) and not self.grain.mirror_end:
+        if hi >= len(samples) and not self.audio_block.mirror_end:
             part = np.concatenate([part, np.zeros(2 * HOP, np.float32)])
-        stream = LogMel(self.grain.bands, self.grain.mirror_end)
+        stream = LogMel(self.audio_block.bands, self.audio_block.mirror_end)
         frames = [(x.amax(0), x.amin(0)) for x in _fed(stream, part) if x.shape[1]]
         if not frames:  # shorter than a frame
             return np.full(1, SILENCE), np.full(1, SILENCE)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnicli.cli import defaults, render
-from omnicli.cli.options import Given
+from omnicli.cli.options import SharedOptions
 from omnicli.errors import MediaError, UsageError, near_names
 from omnicli.utils.timing import StageClock
 
@@ -59,7 +59,7 @@ def check_media(name: str) -> Path:
     return path
 
 
-def prepare(given: Given) -> Config:
+def prepare(given: SharedOptions) -> Config:
     """Resolve preset, settings and model from options, preset, environment and config file, in this order.
 
     The result names model, device and dtype as they will be used, so that it can repeat the run.
@@ -76,7 +76,7 @@ def prepare(given: Given) -> Config:
     return config
 
 
-def resolve(given: Given) -> Config:
+def resolve(given: SharedOptions) -> Config:
     """Do the same for a model that need not be on this machine."""
     from omnicli.config.config import load_config
 

@@ -179,7 +179,7 @@ _SECTIONS = {"media": (*SAMPLING, "require_audio"), "generate": WRITING}
 
 
 @dataclass(frozen=True)
-class Given:
+class SharedOptions:
     """What was said by options that commands share; None where nothing was.
 
     ``settings`` are texts ``key=value`` for the preset: those of --set, then those of options of their own, which win.
@@ -193,7 +193,7 @@ class Given:
 
 
 def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a command that takes `Given` as ``given``: its users get the options ``names`` in that place instead.
+    """Decorate a command that takes `SharedOptions` as ``given``: users get the options ``names`` in its place.
 
     A command so decorated raises `UsageError` when the stretch of the film ends before it starts.
     """
@@ -202,7 +202,7 @@ def shared(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         @functools.wraps(command)
         def run(**values: Any) -> Any:
             said = {name: values.pop(name) for name in names}
-            return command(**values, given=_given(said))
+            return command(**values, given=_shared_options(said))
 
         signature = inspect.signature(command, eval_str=True)
         parameters: list[inspect.Parameter] = []
@@ -220,7 +220,7 @@ def _parameter(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-def _given(said: dict[str, Any]) -> Given:
+def _shared_options(said: dict[str, Any]) -> SharedOptions:
     """Return what options say, by their names; False is nothing said, as None is."""
     check_span(said.get("start"), said.get("end"))
     of_its_own = {name: said.pop(name, None) for name in ("preset", "model", "device", "dtype")}
@@ -230,4 +230,4 @@ def _given(said: dict[str, Any]) -> Given:
             section = next((f"{key}." for key, names in _SECTIONS.items() if name in names), "")
             text = value.value if isinstance(value, Enum) else str(value).lower() if value is True else str(value)
             settings.append(f"{section}{name}={text}")
-    return Given(settings=tuple(settings), **of_its_own)
+    return SharedOptions(settings=tuple(settings), **of_its_own)

@@ -36,29 +36,29 @@ class Compressor:
         What has to be captured for it: ``saliency``, ``pair_saliency`` or ``pooled_saliency`` (one of them fills
         ``MediaTokens.saliency``), ``keys`` (encoders); ``last_query_attention`` or ``output_attention`` (LLM). A
         property where it depends on the settings.
-    selects_by : str
+    criterion : str
         What it goes by, in a few words; for the documentation.
-    asks : bool
+    uses_question : bool
         Whether the question changes its choice; for the documentation, and for what can be kept between questions.
-    adds : str
+    clean_differs : str
         What the clean mode changes against the released code, and why; for the documentation.
     paper : str
         The source.
     name : str
         From the file's name.
-    alternatives : tuple of tuples of str
+    exclusive_fields : tuple of tuples of str
         Groups of fields that say the same thing in different ways. A later source (``--set`` after a preset) that sets
         a field of one group drops the earlier values of the other groups: ``retention`` replaces ``tokens``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str] = ""
-    selects_by: ClassVar[str] = ""
-    adds: ClassVar[str] = ""
+    criterion: ClassVar[str] = ""
+    clean_differs: ClassVar[str] = ""
     name: ClassVar[str] = ""
-    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    exclusive_fields: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
-    asks: ClassVar[bool] = False
+    uses_question: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,7 +75,7 @@ class Compressor:
         return []
 
     @classmethod
-    def at(cls, retention: float, **fields: Any) -> Self:
+    def with_retention(cls, retention: float, **fields: Any) -> Self:
         """Return the method with settings that keep the share ``retention`` (0..1] of the tokens, defaults elsewhere.
 
         Benchmarks and contract tests compare methods through it. A method without such a knob ignores it.

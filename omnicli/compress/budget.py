@@ -265,21 +265,21 @@ class Budgeted(Compressor):
     retention_audio: float | None = None
 
     has_scores: ClassVar[bool] = False
-    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
+    exclusive_fields: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("tokens",),
         ("retention",),
         ("retention_video", "retention_audio"),
     )
 
     @classmethod
-    def at(cls, retention: float, **fields: Any) -> Self:
+    def with_retention(cls, retention: float, **fields: Any) -> Self:
         """Return the method with this share of all tokens as its budget."""
         return cls(**{"retention": retention, **fields})
 
     def problems(self) -> list[str]:
         """Return what is wrong with the budget."""
         found = super().problems()
-        named = [group for group in self.alternatives if any(getattr(self, name) is not None for name in group)]
+        named = [group for group in self.exclusive_fields if any(getattr(self, name) is not None for name in group)]
         if len(named) > 1:
             given = ", ".join(n for group in named for n in group if getattr(self, n) is not None)
             found.append(f"tokens: {given} contradict each other; set one budget")

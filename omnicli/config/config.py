@@ -334,9 +334,9 @@ class _Resolver:
         values, changed = self.values[section], self.changed[section]
         if self.method_changed:
             values = {k: v for k, v in values.items() if k in field_types(cls)}
-        for group in cls.alternatives:
+        for group in cls.exclusive_fields:
             if any(name in changed for name in group):
-                others = {n for g in cls.alternatives if g is not group for n in g}
+                others = {n for g in cls.exclusive_fields if g is not group for n in g}
                 values = {k: v for k, v in values.items() if k not in others}
         self.values[section] = values
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from omnicli.encode.prefetch import ahead
+from omnicli.encode.prefetch import prefetch
 from omnicli.errors import MediaError
 from omnicli.media import audio, sampling
 from omnicli.media.container import DecodeStats
@@ -50,7 +50,7 @@ class Encoded:
     warnings: tuple[str, ...]
 
 
-class Decoding:
+class DecodeJob:
     """A film on its way to the encoders. Decoding begins when this is made; use it as a context manager or `close` it.
 
     Parameters
@@ -80,7 +80,7 @@ class Decoding:
         self._stack = ExitStack()
         self._begin([self.pictures, self.sound])
 
-    def __enter__(self) -> Decoding:
+    def __enter__(self) -> DecodeJob:
         return self
 
     def __exit__(self, *rest: object) -> None:
@@ -100,7 +100,7 @@ class Decoding:
         self._sources: list[tuple[Any, Iterator[Any]]] = [
             (sense, source) for sense in senses for source in sense.sources
         ]
-        self._items = self._stack.enter_context(ahead([source for _, source in self._sources]))
+        self._items = self._stack.enter_context(prefetch([source for _, source in self._sources]))
 
     def pieces(self) -> Iterator[tuple[Any, Any]]:
         """Yield a sense and a piece for its `take`, as they become ready."""
@@ -115,7 +115,7 @@ class Decoding:
             yield sense, found[1]
 
 
-def encode(decoding: Decoding, *, capture: frozenset[str], progress: Progress) -> Encoded:
+def encode(decoding: DecodeJob, *, capture: frozenset[str], progress: Progress) -> Encoded:
     """Encode a film as it is decoded, and close its decoding.
 
     Parameters
@@ -132,7 +132,7 @@ def encode(decoding: Decoding, *, capture: frozenset[str], progress: Progress) -
     info, settings, model, clock, (start, end) = film.info, film.settings, film.model, film.clock, film.span
     with decoding:
         with clock.stage("load"):
-            model.work("encoders")
+            model.activate("encoders")
         _run(decoding, [decoding.pictures, sound], capture, progress)
         if decoding.pictures.torn:
             decoding.again()
@@ -165,7 +165,7 @@ class _Film:
     decoder: Decoder
 
 
-def _run(begun: Decoding, senses: list[_Pictures | _Sound], capture: frozenset[str], progress: Progress) -> None:
+def _run(begun: DecodeJob, senses: list[_Pictures | _Sound], capture: frozenset[str], progress: Progress) -> None:
     """Encode what is ready, until all is done."""
     for sense, piece in begun.pieces():
         sense.take(piece, capture, progress)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omnicli.encode.encode import Decoding, Encoded, Progress, encode
+from omnicli.encode.encode import DecodeJob, Encoded, Progress, encode
 from omnicli.media import subtitles
 from omnicli.media.pieces import HERE, Decoder
 from omnicli.media.probe import MediaInfo, probe
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Film:
+class EncodedFilm:
     """One file, decoded and encoded (``times``: what that took), and the text to put before questions about it."""
 
     info: MediaInfo
@@ -33,17 +33,17 @@ class Film:
 
 
 @torch.inference_mode()
-def look(
-    source: str | Path | MediaInfo | Decoding, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
+def load_film(
+    source: str | Path | MediaInfo | DecodeJob, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
     progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None, cache: Cache | None = None,
     decoder: Decoder = HERE,
-) -> Film:  # fmt: skip
+) -> EncodedFilm:  # fmt: skip
     """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept.
 
     ``source`` may be the film's decoding, begun before; ``decoder``: where it is decoded otherwise.
     """
-    begun = source if isinstance(source, Decoding) else None
-    source = source.film.info if isinstance(source, Decoding) else source
+    begun = source if isinstance(source, DecodeJob) else None
+    source = source.film.info if isinstance(source, DecodeJob) else source
     clock, capture = clock or StageClock(cuda=model.device.type == "cuda"), needs & CAPTURES
     entry = cache and cache.entry(source, settings, capture, model, clock)
     kept = entry.read() if entry else None
@@ -53,9 +53,9 @@ def look(
     if kept:
         media = kept[1]
     else:
-        decoding = begun or Decoding(info, settings, model, clock, decoder)
+        decoding = begun or DecodeJob(info, settings, model, clock, decoder)
         media = encode(decoding, capture=capture, progress=progress)
         if entry:
             entry.write(info, media)
     media = replace(media, warnings=(*media.warnings, *notes))
-    return Film(info, media, clock.report(), cached=kept is not None, preface=preface)
+    return EncodedFilm(info, media, clock.report(), cached=kept is not None, preface=preface)

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def ahead(sources: Sequence[Iterator[T]], size: int = 2) -> Iterator[Iterator[tuple[int, T]]]:
+def prefetch(sources: Sequence[Iterator[T]], size: int = 2) -> Iterator[Iterator[tuple[int, T]]]:
     """Run ``sources`` at the same time for as long as the context lasts.
 
     Parameters

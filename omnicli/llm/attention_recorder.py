@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Watch:
+class AttentionRecorder:
     """Adds up attention to the media that entered the LLM.
 
     Parameters
@@ -35,7 +35,7 @@ class Watch:
         self._rows = 0
 
     @classmethod
-    def nothing(cls) -> Watch:
+    def nothing(cls) -> AttentionRecorder:
         """Return one that looks at no layer."""
         return cls(range(0), 0)
 

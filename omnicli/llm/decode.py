@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from omnicli.llm.attention_recorder import Watch
+from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.kv import KVCache
 from omnicli.llm.steps import Steps
 
@@ -66,13 +66,13 @@ class Generation(Iterator[str]):
 
     def __init__(
         self, model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions, *,
-        watch: Watch,
+        recorder: AttentionRecorder,
     ) -> None:  # fmt: skip
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
         self.next_position = next_position
         self._model, self._options = model, options
-        self._steps = Steps(model, cache, watch, options.max_new_tokens)
+        self._steps = Steps(model, cache, recorder, options.max_new_tokens)
         self._logits = logits
         self._writer = TextWriter(model.tokenizer, options.stop)
         self._generator = torch.Generator(device=logits.device).manual_seed(options.seed)
@@ -117,7 +117,7 @@ class Generation(Iterator[str]):
 
 def generate(
     model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions | None = None, *,
-    watch: Watch | None = None,
+    recorder: AttentionRecorder | None = None,
 ) -> Generation:  # fmt: skip
     """Continue from ``logits`` (V,) after the cache's tokens.
 
@@ -125,7 +125,7 @@ def generate(
     ----------
     next_position : float
         Rotary position of the first generated token, the same on all axes.
-    watch : Watch
+    recorder : AttentionRecorder
         Is shown what every token that is written attends to.
 
     Returns
@@ -134,7 +134,7 @@ def generate(
         An iterator of text pieces that also tells token ids and why it ended.
     """
     settings = options or DecodeOptions()
-    return Generation(model, cache, logits, next_position, settings, watch=watch or Watch.nothing())
+    return Generation(model, cache, logits, next_position, settings, recorder=recorder or AttentionRecorder.nothing())
 
 
 def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from omnicli.llm.attention_recorder import Watch
+from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.kv import KVCache
 from omnicli.llm.pruning import LAST_QUERY_ATTENTION, OUTPUT_ATTENTION, LayerPruner, LayerView
 from omnicli.types import MediaTokens, Modality, Selection
@@ -152,7 +152,7 @@ def prefill(
     pruner: LayerPruner | None = None,
     encoded: tuple[int, int] | None = None,
     prefix: Prefix | None = None,
-    watch: Watch | None = None,
+    recorder: AttentionRecorder | None = None,
     chunk: int = 2048,
     progress: Callable[[float], None] | None = None,
     clock: StageClock | None = None,
@@ -176,7 +176,7 @@ def prefill(
         that enter.
     prefix : Prefix
         The prompt's beginning, which ``cache`` then holds already in the layers that have read it.
-    watch : Watch
+    recorder : AttentionRecorder
         Is shown what the prompt's last position attends to, and told what the caches hold.
     chunk : int
         Positions worked on at a time.
@@ -200,7 +200,7 @@ def prefill(
     if span.stop > size:
         raise ValueError("media_span reaches past the prompt")
     stops = _stops(model, media, pruner)
-    report, watch = progress or (lambda _: None), watch or Watch.nothing()
+    report, recorder = progress or (lambda _: None), recorder or AttentionRecorder.nothing()
     layers = shared_layers(model, media, pruner)
     held = [length - (prefix.rows if prefix and i < prefix.layers else 0) for i, length in enumerate(cache.lengths)]
     if prefix is None:
@@ -214,15 +214,15 @@ def prefill(
     behind = prefix.rows
     if stops and pruner is not None and media is not None:
         entered = _counted(media)
-        loop = _Pruned(
-            model, cache, chunk, report, clock, stops, pruner, media, entered, encoded or entered, held, watch
+        loop = PrunedPrefill(
+            model, cache, chunk, report, clock, stops, pruner, media, entered, encoded or entered, held, recorder
         )  # fmt: skip
         return loop(prefix, embeds[behind:], position_ids, span)
     kept = torch.arange(span.stop - span.start, device=embeds.device)
-    watch.held, watch.first = [kept] * model.depth, held[0] + span.start
+    recorder.held, recorder.first = [kept] * model.depth, held[0] + span.start
     last = _by_chunk(
         model, embeds[behind:], position_ids[:, behind:], cache,
-        layers=model.depth, span=span, extra=_extra(media), chunk=chunk, first=behind, watch=watch,
+        layers=model.depth, span=span, extra=_extra(media), chunk=chunk, first=behind, recorder=recorder,
         report=lambda done: report((behind + done * (size - behind)) / size),
     )  # fmt: skip
     levels = [(0, span.stop - span.start, 0)] if media is None else [(0, *_counted(media))]
@@ -250,7 +250,7 @@ def _by_chunk(
     report: Callable[[float], None],
     first: int = 0,
     whole: bool = False,
-    watch: Watch | None = None,
+    recorder: AttentionRecorder | None = None,
 ) -> Tensor:
     """Run rows, which are the prompt's from ``first`` on, through the first layers; return the last hidden state, or
     the ``whole`` of them."""
@@ -261,11 +261,11 @@ def _by_chunk(
         hidden = embeds[begin:end]
         rope = model.rope(position_ids[:, begin:end])
         for layer in range(layers):
-            ask = watch is not None and end == size and layer in watch.layers
-            hidden, rope = model.bring(layer, hidden, rope)
+            ask = recorder is not None and end == size and layer in recorder.layers
+            hidden, rope = model.to_layer_device(layer, hidden, rope)
             hidden, attention = model.layer(layer, hidden, rope, cache, last_attention=ask)
-            if watch is not None:
-                watch.add(attention, layer)
+            if recorder is not None:
+                recorder.add(attention, layer)
             if extra is not None and layer < extra.shape[0]:
                 hidden = _add_extra(hidden, extra[layer], span, first + begin)
         if whole:
@@ -287,7 +287,7 @@ def _add_extra(hidden: Tensor, features: Tensor, span: slice, begin: int) -> Ten
 
 
 @dataclass
-class _Pruned:
+class PrunedPrefill:
     """The layer-by-layer loop; fields are what does not change from layer to layer."""
 
     model: OmniModel
@@ -301,14 +301,14 @@ class _Pruned:
     entered: tuple[int, int]
     encoded: tuple[int, int]
     held: list[int]  # tokens that each layer's cache held before the prompt
-    watch: Watch
+    recorder: AttentionRecorder
 
     def __call__(self, prefix: Prefix, rest: Tensor, position_ids: Tensor, span: slice) -> PrefillResult:
         """Read ``rest`` (n, D) behind the prefix and go on with both."""
         model, hidden, behind = self.model, rest.clone(), prefix.rows
         rope, depth = model.rope(position_ids), model.depth
         media, late, held = self.media, self.pruner.late_removal(depth), self.held
-        extra, self.watch.first = _extra(media), held[0] + span.start
+        extra, self.recorder.first = _extra(media), held[0] + span.start
         kept = torch.arange(len(media), device=rest.device)
         levels = [(0, *self.entered)]
         rows = behind + rest.shape[0]
@@ -319,11 +319,11 @@ class _Pruned:
             if not alone:
                 self.cache.reserve(layer, hidden.shape[0] + spare)
             rows_at = (behind, 0) if alone else (0, behind)
-            hidden, rope = model.bring(layer, hidden, rope)
+            hidden, rope = model.to_layer_device(layer, hidden, rope)
             attention = self._read(layer, hidden, rope, rows_at, (span, extra))
             self.report(max(prefix.rows / rows * prefix.layers, layer + 1) / depth)
             ran.append((held[layer], kept, span))
-            self.watch.add(attention, layer, kept)
+            self.recorder.add(attention, layer, kept)
             if layer == prefix.layers - 1 and prefix.hidden is not None:
                 hidden = torch.cat([prefix.hidden, hidden])
             if late is not None and layer <= late and not self.pruner.keeps_kv():
@@ -350,7 +350,7 @@ class _Pruned:
                 ]
             )
             index = index.to(hidden.device)
-            hidden, rope = hidden[index], model.take(rope, index)
+            hidden, rope = hidden[index], model.slice_rope(rope, index)
             behind -= len(media) - keep.numel() if behind else 0
             kept, media = kept[keep], media.select(Selection(keep))
             extra = None if extra is None else extra[:, keep]
@@ -367,9 +367,9 @@ class _Pruned:
         ``rows_at``: the prompt's row that it begins with, and where the chunks of its first part end.
         """
         (first, border), (span, features), attention = rows_at, extra, None
-        wanted = self._asks(layer, LAST_QUERY_ATTENTION) or layer in self.watch.layers
+        wanted = self._asks(layer, LAST_QUERY_ATTENTION) or layer in self.recorder.layers
         for begin, end in self._chunks(border, hidden.shape[0]):
-            part = self.model.take(rope, slice(first + begin, first + end))
+            part = self.model.slice_rope(rope, slice(first + begin, first + end))
             ask = wanted and end == hidden.shape[0]
             piece, attention = self.model.layer(layer, hidden[begin:end], part, self.cache, last_attention=ask)
             if features is not None and layer < features.shape[0]:
@@ -380,9 +380,9 @@ class _Pruned:
     def _settle(self, ran: list[tuple[int, Tensor, slice]], kept: Tensor, late: int | None, spare: int) -> None:
         """Drop the keys and values that were to be kept up to here, and tell the watch what the caches now hold."""
         if self.pruner.keeps_kv():
-            self.watch.held = [media for _, media, _ in ran]
+            self.recorder.held = [media for _, media, _ in ran]
             return
-        self.watch.held = [kept[:0] if late is not None and layer <= late else kept for layer in range(len(ran))]
+        self.recorder.held = [kept[:0] if late is not None and layer <= late else kept for layer in range(len(ran))]
         if late is None:
             for layer, before in enumerate(ran):
                 self._forget(layer, self.cache.lengths[layer], before, kept, spare)

@@ -15,14 +15,14 @@ from omnicli.llm.prefill import PrefillResult, Prefix, prefill, read_prefix, sha
 from omnicli.llm.pruning import LayerPruner
 
 if TYPE_CHECKING:
-    from omnicli.llm.attention_recorder import Watch
+    from omnicli.llm.attention_recorder import AttentionRecorder
     from omnicli.models.base import OmniModel
     from omnicli.models.parts import ModelInput
     from omnicli.types import MediaTokens
     from omnicli.utils.timing import StageClock
 
 
-class Reader:
+class PrefixCache:
     """Keeps the beginning of the last prompt, read.
 
     Attributes
@@ -38,7 +38,7 @@ class Reader:
 
     def read(
         self, prompt: ModelInput, media: MediaTokens, pruner: LayerPruner, *,
-        encoded: tuple[int, int], room: int, last: bool = False, watch: Watch | None = None,
+        encoded: tuple[int, int], room: int, last: bool = False, recorder: AttentionRecorder | None = None,
         progress: Callable[[float], None] | None = None, clock: StageClock | None = None,
     ) -> tuple[PrefillResult, KVCache]:  # fmt: skip
         """Read a prompt whose media are ``media``; the cache has room for so many tokens more.
@@ -76,6 +76,7 @@ class Reader:
             self._prefix = prefix
         found = prefill(
             model, prompt.embeds, prompt.position_ids, cache, media_span=span, media=media, pruner=pruner,
-            encoded=encoded, prefix=prefix, watch=watch, progress=lambda done: report(max(share, done)), clock=clock,
+            encoded=encoded, prefix=prefix, recorder=recorder, clock=clock,
+            progress=lambda done: report(max(share, done)),
         )  # fmt: skip
         return found, cache

@@ -18,7 +18,7 @@ from torch import Tensor
 from omnicli.llm.kv import KVCache, LastRow
 
 if TYPE_CHECKING:
-    from omnicli.llm.attention_recorder import Watch
+    from omnicli.llm.attention_recorder import AttentionRecorder
     from omnicli.models.base import OmniModel
 
 BEFORE = 8
@@ -39,7 +39,7 @@ class Steps:
 
     Parameters
     ----------
-    watch : Watch
+    recorder : AttentionRecorder
         Is shown what every token attends to. Steps are then not recorded.
     most : int
         Tokens that may come in all.
@@ -48,13 +48,18 @@ class Steps:
     """
 
     def __init__(
-        self, model: OmniModel, cache: KVCache, watch: Watch, most: int, record: Callable[[Step], Step] | None = None
+        self,
+        model: OmniModel,
+        cache: KVCache,
+        recorder: AttentionRecorder,
+        most: int,
+        record: Callable[[Step], Step] | None = None,
     ) -> None:
-        self._model, self._cache, self._watch, self._most = model, cache, watch, most
+        self._model, self._cache, self._recorder, self._most = model, cache, recorder, most
         self._count = 0
         if record is None and can_record(model):
             record = as_graph(model.device)
-        self._record = None if len(watch.layers) else record
+        self._record = None if len(recorder.layers) else record
         self._recorded: Recorded | None = None
 
     @property
@@ -85,10 +90,10 @@ class Steps:
         hidden = model.embed(torch.tensor([token], device=model.device))
         rope = model.rope(torch.full((model.position_axes, 1), position, device=model.device))
         for layer in range(model.depth):
-            ask = layer in self._watch.layers
-            hidden, rope = model.bring(layer, hidden, rope)
+            ask = layer in self._recorder.layers
+            hidden, rope = model.to_layer_device(layer, hidden, rope)
             hidden, attention = model.layer(layer, hidden, rope, self._cache, last_attention=ask)
-            self._watch.add(attention, layer)
+            self._recorder.add(attention, layer)
         return model.logits(hidden.to(model.device))[0]
 
 
@@ -136,7 +141,7 @@ class Recorded:
 
 def can_record(model: OmniModel) -> bool:
     """Tell whether a model's steps can be recorded here: on one graphics card, with all weights there."""
-    return model.records and model.stays and model.device.type == "cuda"
+    return model.cuda_graph_safe and model.stays and model.device.type == "cuda"
 
 
 def as_graph(device: torch.device) -> Callable[[Step], Step]:

@@ -28,17 +28,17 @@ from torch import Tensor, nn
 
 from omnicli.errors import ModelError
 from omnicli.models.parts import (
+    AudioBlock,
     AudioEncoder,
     EncodedAudio,
     EncodedClip,
     EncodedVideo,
-    Grain,
     ModelInput,
     Prompt,
     Tokenizer,
 )
 from omnicli.models.weights.devices import split
-from omnicli.models.weights.offload import Shelf
+from omnicli.models.weights.offload import OffloadedWeights
 from omnicli.types import MediaTokens, Query
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ class OmniModel(abc.ABC):
         Names that may follow ``dummy:`` -> the ``size`` that `dummy` is called with; lower case.
     experimental : str
         Why the family's answers are not to be trusted yet, told with every answer; empty if they are.
-    grain : Grain or None
+    audio_block : AudioBlock or None
         Blocks of sound that are encoded alike whatever surrounds them, proven in the family's tests: a few changed
         seconds then cost a few blocks. None: sound is encoded in whole each time.
-    routed : int
+    num_experts : int
         Experts that a router scores for each token in each LLM layer; 0: the layers have one MLP.
         ``intermediate_size`` then is the width of one expert times how many are active.
     name, revision : str
@@ -83,7 +83,7 @@ class OmniModel(abc.ABC):
         Equal for equal checkpoints, whatever they are called; None for random weights.
     device, dtype
         Where the model computes (the first card, if its layers are on several), and in what the weights are.
-    records : bool
+    cuda_graph_safe : bool
         A step of one token may be recorded and run again (`omnicli.llm.steps`): nothing in `layer`, `embed`, `rope` and
         `logits` depends on a tensor's values but by arithmetic, and attention asks the cache which keys are ``seen``.
     quantized : str
@@ -113,11 +113,11 @@ class OmniModel(abc.ABC):
     short_names: ClassVar[dict[str, str]] = {}
     dummies: ClassVar[dict[str, str]] = {}
     experimental: ClassVar[str] = ""
-    grain: Grain | None = None
-    routed: int = 0
-    records: bool = False
+    audio_block: AudioBlock | None = None
+    num_experts: int = 0
+    cuda_graph_safe: bool = False
     quantized: str = "none"
-    _shelves: Mapping[Part, Shelf] = MappingProxyType({})
+    _offloaded: Mapping[Part, OffloadedWeights] = MappingProxyType({})
     _spread: tuple[torch.device, ...] = ()
 
     name: str
@@ -158,7 +158,7 @@ class OmniModel(abc.ABC):
         """
 
     @classmethod
-    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
+    def check_weights(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
         """Return what is wrong with a checkpoint's weights, a line each; None: the family cannot tell without loading.
 
         Parameters
@@ -186,7 +186,7 @@ class OmniModel(abc.ABC):
         self.facts, d = facts, facts.llm
         self.hidden_size, self.intermediate_size, self.depth = d.hidden_size, d.intermediate_size, d.depth
         self.heads, self.kv_heads, self.head_dim = d.heads, d.kv_heads, d.head_dim
-        self.vocab_size, self.max_position, self.routed = d.vocab_size, facts.max_position, d.routed
+        self.vocab_size, self.max_position, self.num_experts = d.vocab_size, facts.max_position, d.num_experts
         self.window_s, self.positions_per_s = facts.window_s, facts.positions_per_s
         self.audio_tokens_per_s, self.frame_group = facts.audio_tokens_per_s, facts.frame_group
         self.pixel_unit, self.video_batch = facts.pixel_unit, facts.video_batch
@@ -201,20 +201,20 @@ class OmniModel(abc.ABC):
         raise ModelError(f"{self.name}: {self.family} cannot be offloaded: it does not tell its encoders from its LLM")
 
     def offload(self, device: torch.device) -> None:
-        """Compute on ``device`` from now on, but keep there only what is at `work`; the weights are in host memory."""
+        """Compute on ``device`` from now on; only the part that was activated is there, the rest in host memory."""
         self.device = device
-        self._shelves = {part: Shelf(modules) for part, modules in self.weights().items()}
+        self._offloaded = {part: OffloadedWeights(modules) for part, modules in self.weights().items()}
 
-    def work(self, part: Part) -> None:
+    def activate(self, part: Part) -> None:
         """Have the weights of one part on the device, and with `offload` those of the other in host memory only.
 
         A family calls it where it encodes and where it embeds, with which reading begins. Results stay the same.
         """
-        for other, shelf in self._shelves.items():
+        for other, weights in self._offloaded.items():
             if other != part:
-                shelf.put_back()
-        if part in self._shelves:
-            self._shelves[part].fetch(self.device)
+                weights.to_host()
+        if part in self._offloaded:
+            self._offloaded[part].to_device(self.device)
 
     def layers(self) -> Sequence[nn.Module]:
         """Return the LLM's layers, first to last, each with all its weights; only `spread` needs them."""
@@ -251,17 +251,17 @@ class OmniModel(abc.ABC):
     @property
     def stays(self) -> bool:
         """Whether all weights are on `device` and stay there."""
-        return not self._spread and not self._shelves
+        return not self._spread and not self._offloaded
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """Return all devices that hold the model, `device` first."""
         return tuple(dict.fromkeys((self.device, *self._spread)))
 
-    def bring(self, index: int, hidden: Tensor, rope: Any) -> tuple[Tensor, Any]:
+    def to_layer_device(self, index: int, hidden: Tensor, rope: Any) -> tuple[Tensor, Any]:
         """Return hidden states and rotary values where layer ``index`` computes: as they are, but at a card's border.
 
-        Rotary values are the pair of `take`.
+        Rotary values are the pair of `slice_rope`.
         """
         if not self._spread or hidden.device == (there := self._spread[index]):
             return hidden, rope
@@ -371,9 +371,9 @@ class OmniModel(abc.ABC):
 
     @abc.abstractmethod
     def rope(self, position_ids: Tensor) -> Any:
-        """Return what `layer` needs for rotary positions (axes, n); `take` indexes it."""
+        """Return what `layer` needs for rotary positions (axes, n); `slice_rope` indexes it."""
 
-    def take(self, rope: Any, index: Tensor | slice) -> Any:
+    def slice_rope(self, rope: Any, index: Tensor | slice) -> Any:
         """Return the rotary values of a subset of positions; ``rope`` is the pair of cos and sin (1, n, d)."""
         return rope[0][:, index], rope[1][:, index]
 

@@ -66,7 +66,7 @@ def load_model(
         ``int8`` or ``int4``: the weights of the LLM's layers in so many bits (`omnicli.models.weights.quantize`);
         ``none``.
     offload : bool
-        Keep on the device what works and the rest in host memory (`OmniModel.work`).
+        Keep on the device what works and the rest in host memory (`OmniModel.activate`).
 
     Raises
     ------

@@ -166,7 +166,7 @@ class ModelInput:
 
 
 @dataclass(frozen=True)
-class Grain:
+class AudioBlock:
     """What a family's sound tower takes independently of everything before and after it.
 
     Attributes

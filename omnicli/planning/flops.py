@@ -25,7 +25,7 @@ class Dimensions:
     ----------
     intermediate_size : int
         Width of the gated MLP that one token goes through: with experts, their width times how many are active.
-    routed : int
+    num_experts : int
         Experts that a router scores for each token; 0: none.
     """
 
@@ -36,7 +36,7 @@ class Dimensions:
     kv_heads: int
     head_dim: int
     vocab_size: int
-    routed: int = 0
+    num_experts: int = 0
 
     @classmethod
     def of(cls, model: OmniModel | Dimensions) -> Dimensions:
@@ -45,7 +45,7 @@ class Dimensions:
             return model
         return cls(
             model.hidden_size, model.intermediate_size, model.depth, model.heads, model.kv_heads, model.head_dim,
-            model.vocab_size, getattr(model, "routed", 0),
+            model.vocab_size, getattr(model, "num_experts", 0),
         )  # fmt: skip
 
     @property
@@ -62,12 +62,12 @@ class Dimensions:
     def token_macs(self) -> int:
         """MACs of one layer per token, attention between tokens apart."""
         projections = 2 * self.hidden_size * (self.query_width + self.kv_width)
-        return projections + self.hidden_size * (3 * self.intermediate_size + self.routed)
+        return projections + self.hidden_size * (3 * self.intermediate_size + self.num_experts)
 
 
 QWEN2_5_OMNI_7B = Dimensions(3584, 18944, 28, 28, 4, 128, 152064)
 QWEN2_5_OMNI_3B = Dimensions(2048, 11008, 36, 16, 2, 128, 151936)
-QWEN3_OMNI_30B = Dimensions(2048, 8 * 768, 48, 32, 4, 128, 151936, routed=128)
+QWEN3_OMNI_30B = Dimensions(2048, 8 * 768, 48, 32, 4, 128, 151936, num_experts=128)
 """8 of 128 experts of width 768. SEATS's TFLOPs for it come out with heads of 64 (hidden size / heads), not 128."""
 
 

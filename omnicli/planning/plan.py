@@ -155,10 +155,10 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
         folder, _ = loading.find_folder(name)
         checkpoint.check_weights(name, folder)
         values = checkpoint.count_weights(folder, facts.loads, facts.skips)
-    return of(info, config, facts, values, name)
+    return plan_for(info, config, facts, values, name)
 
 
-def of(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) -> Plan:
+def plan_for(info: MediaInfo, config: Config, facts: Facts, values: int, name: str) -> Plan:
     """Return the plan for a model of which these are the facts, with so many weights."""
     from omnicli.models.loading import dtype_name
 
@@ -246,7 +246,7 @@ class Weights:
         rows = facts.llm.depth * sum(n * high for n, high, _ in sizes)
         packed = layers + 4 * rows if quantize == "int8" else layers // 2 + 4 * layers // BLOCK
         restored = max(high * wide for _, high, wide in sizes)
-        if facts.experts:  # all of a layer's, if a chunk is routed to all
+        if facts.experts_per_token:  # all of a layer's, if a chunk is routed to all
             restored = sum(n * high * wide for n, high, wide in sizes[2:])
         return cls((values - layers) * item + packed, encoders, packed, packed, restored * item)
 
@@ -305,7 +305,7 @@ def _parts(facts: Facts, config: Config, media: Media, *, counts: tuple[int, int
     per_group = media.height * media.width // facts.patch**2
     maps = 3 * 4 * min(MAP_ELEMENTS, max(patches * per_group, int(positions**2)))  # scores, softmax, and a copy
     length, chunk = kept + TEXT_TOKENS, min(CHUNK, kept + TEXT_TOKENS)
-    mlp = 4 * d.intermediate_size + 2 * facts.experts * d.hidden_size
+    mlp = 4 * d.intermediate_size + 2 * facts.experts_per_token * d.hidden_size
     chunked = chunk * (6 * d.hidden_size + max(mlp, 3 * d.query_width + 4 * d.kv_width)) * item
     spread = 2 * length * d.query_width * item if d.heads > d.kv_heads else 0  # keys and values repeated for all heads
     return {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from omnicli.llm.attention_recorder import Watch
+from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.steps import Steps
 from omnicli.models.base import OmniModel
 from omnicli.testing.trial import CLOSE, QUESTION, SECONDS, Trial, close
@@ -105,7 +105,7 @@ def layers(t: Trial) -> Iterator[str]:
     if not close(m.layer(0, other, rope, None)[0][:-1], out[:-1]):
         yield "a layer looks ahead"
     half = torch.arange(0, n, 2)
-    taken = m.layer(0, given.embeds[half], m.take(rope, half), None)[0]
+    taken = m.layer(0, given.embeds[half], m.slice_rope(rope, half), None)[0]
     if not close(taken, m.layer(0, given.embeds[half], m.rope(given.position_ids[:, half]), None)[0]):
         yield "take does not give the rotary values of a subset"
     logits = m.logits(out[-2:])
@@ -125,18 +125,18 @@ def loop(t: Trial) -> Iterator[str]:
 
 
 def steps(t: Trial) -> Iterator[str]:
-    """Words written one by one are read as they would be at once, and, if ``records`` says so, by a recorded step."""
+    """Words written one by one are read as they would be at once, and by a recorded step if ``cuda_graph_safe``."""
     m, ids = t.model, list(range(12))
     at_once, _ = t.read(len(t.given.embeds), ids)
-    for record in (None, lambda step: step) if m.records else (None,):
+    for record in (None, lambda step: step) if m.cuda_graph_safe else (None,):
         _, cache = t.read(len(t.given.embeds), room=64)
-        write = Steps(m, cache, Watch.nothing(), 64, record)
+        write = Steps(m, cache, AttentionRecorder.nothing(), 64, record)
         for i, token in enumerate(ids):
             logits = write(token, t.given.next_position + i)
         if not close(logits, at_once):
             yield "words read one by one are not the same as at once"
         if record is not None and not write.recorded:
-            yield "records is set, but a step that is run again gives other logits"
+            yield "cuda_graph_safe is set, but a step that is run again gives other logits"
 
 
 def parts(t: Trial) -> Iterator[str]:
@@ -146,7 +146,7 @@ def parts(t: Trial) -> Iterator[str]:
         return
     if {part: bool(modules) for part, modules in m.weights().items()} != {"encoders": True, "llm": True}:
         yield "weights does not name modules of the encoders and of the llm"
-    m.work = said.append  # type: ignore[method-assign, assignment]
+    m.activate = said.append  # type: ignore[method-assign, assignment]
     try:
         for name, part, run in (
             ("encode_video", "encoders", lambda: t.see(1, 1)),
@@ -156,9 +156,9 @@ def parts(t: Trial) -> Iterator[str]:
             said.clear()
             run()
             if part not in said:
-                yield f"{name} does not call work({part!r})"
+                yield f"{name} does not call activate({part!r})"
     finally:
-        del m.work  # type: ignore[method-assign]
+        del m.activate  # type: ignore[method-assign]
 
 
 POINTS = (prompts, words, sequences, layers, loop, steps, parts)

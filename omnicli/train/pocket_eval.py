@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from omnicli.encode.film import load_film
 from omnicli.train import films as rendering
 from omnicli.train import speech, world
 
@@ -95,7 +96,7 @@ def evaluate(
             questions = [q for q in film.questions if not ask or q.text.startswith(tuple(ask))]
             path = Path(folder) / f"film-{index}.mp4"
             rendering.write_film(_blanked(film, blank), path, fps=fps)
-            film_seen = pipeline.look(path, configs[0].media, needs, model)
+            film_seen = load_film(path, configs[0].media, needs, model)
             for which, config in enumerate(configs):
                 answers = [pipeline.answer(film_seen, q.text, config, model) for q in questions]
                 spent[which] += film_seen.times.wall_s + sum(a.wall_s - film_seen.times.wall_s for a in answers)

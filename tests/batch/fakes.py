@@ -123,7 +123,7 @@ class Stream:
 
 
 @dataclass
-class Reader(Worker):
+class PrefixCache(Worker):
     """Has a stream read by the decoders that it is given; `trouble` ``actor``: dies once in the middle of it."""
 
     trouble: str = ""

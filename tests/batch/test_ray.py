@@ -21,7 +21,7 @@ from omnicli.batch.items import Item, Job
 from omnicli.batch.journal import Journal
 from omnicli.batch.ray import Cluster, check, share
 from omnicli.config.settings import MediaConfig
-from omnicli.encode.film import look
+from omnicli.encode.film import load_film
 from omnicli.errors import ConfigError, MediaError, OmniError, UsageError
 from omnicli.media.container import DecodeStats
 from omnicli.media.pieces import HERE
@@ -262,7 +262,7 @@ def test_a_decoder_killed_in_the_middle(stream):
 @pytest.mark.parametrize("trouble", ["", "once", "actor"])
 def test_workers_whose_films_are_decoded_elsewhere(stream, address, tmp_path, trouble):
     film = stream(trouble).info.path
-    worker = fakes.Reader(tmp_path / "log", trouble=trouble)
+    worker = fakes.PrefixCache(tmp_path / "log", trouble=trouble)
     rows = ask(Cluster(worker, fakes.failed, workers=1), job(str(film), "1", "2"))
     assert {row["status"] for row in rows.values()} == {"ok"}
     assert [row["got"] for row in rows.values()] == [list(range(12))] * 2
@@ -299,7 +299,7 @@ def test_tokens_are_the_same_wherever_a_film_is_decoded(address, tmp_path, monke
 
 def encoded(path, model, decoder):
     try:
-        return look(path, MediaConfig(fps=4), frozenset(), model, decoder=decoder).media
+        return load_film(path, MediaConfig(fps=4), frozenset(), model, decoder=decoder).media
     except MediaError as error:
         return str(error)
 

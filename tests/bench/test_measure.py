@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from omnicli import pipeline
-from omnicli.bench import fixed_length as rig
+from omnicli.bench import fixed_length, rows
 from omnicli.bench import measure as room
-from omnicli.bench import rows
 from omnicli.bench.measure import Measured, Run, Variant, comparable, measure, passes
 from omnicli.config.config import load_config
 from omnicli.config.settings import MediaConfig
-from omnicli.encode import film as looking
+from omnicli.encode import film as film_module
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, ModelError
 from omnicli.llm import prefix_cache as reader
 from omnicli.utils import memory
@@ -54,10 +53,10 @@ def fake(monkeypatch, model):
     """Let time pass by script: `fake.takes[name]` yields what a variant's prefill takes, round by round."""
     clock = Time()
     clock.calls, clock.takes = [], {}
-    for module in (room, rig):
+    for module in (room, fixed_length):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr("omnicli.utils.timing.time", clock)
-    real_prefill, real_encode = reader.prefill, looking.encode
+    real_prefill, real_encode = reader.prefill, film_module.encode
 
     def encode(decoding, **kwargs):
         fake_.calls.append("film")
@@ -71,7 +70,7 @@ def fake(monkeypatch, model):
         return real_prefill(*args, pruner=pruner, **kwargs)
 
     fake_ = clock
-    monkeypatch.setattr(looking, "encode", encode)
+    monkeypatch.setattr(film_module, "encode", encode)
     monkeypatch.setattr(reader, "prefill", prefill)
     return clock
 
@@ -198,7 +197,7 @@ def test_full_tokens_fail_and_nothing_is_compared(film, model, three, monkeypatc
 
 
 def test_a_film_that_does_not_fit_fails_for_all_that_share_it(film, model, three, monkeypatch):
-    monkeypatch.setattr(looking, "encode", _raise(MemoryError()))
+    monkeypatch.setattr(film_module, "encode", _raise(MemoryError()))
     outcome = measure(film, three, "why?", model, repeat=2)
     assert [m.error for m in outcome.measured] == [("out of memory on the host", 4)] * 3
 
@@ -270,7 +269,7 @@ def test_presets_with_different_saliency_are_measured_side_by_side(film, model):
     [([1, 2, 3, 4], [1, 2, 9, 4], 0.5), ([], [], 1.0), ([1], [], 0.0), ([1, 2], [1, 2, 3, 4], 0.5), ([7], [7], 1.0)],
 )
 def test_agreement(reference, ids, share):
-    assert rig.agreement(reference, ids) == share
+    assert fixed_length.agreement(reference, ids) == share
 
 
 def test_peaks_are_of_what_came_after_the_reset():

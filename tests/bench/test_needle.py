@@ -18,6 +18,7 @@ from omnicli.bench import needle_film, needle_plot, needle_run
 from omnicli.bench.needle import MODALITIES, Grid, Needle
 from omnicli.config.config import load_config
 from omnicli.config.settings import MediaConfig
+from omnicli.encode.film import load_film
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, UsageError
 from omnicli.media import audio, video
 from omnicli.media.probe import probe
@@ -95,7 +96,7 @@ def test_prefixes_equal_looking_at_the_first_seconds_alone(film, model, capture)
     hay = haystack(film, model, capture)
     for duration_s in DURATIONS:
         settings = MediaConfig(fps=needles.FPS, end=duration_s)
-        alone = pipeline.look(film, settings, capture, model).media
+        alone = load_film(film, settings, capture, model).media
         prefix = hay.prefix(duration_s)
         same(prefix.clip.tokens, alone.clip.tokens)
         assert prefix.clip.next_position == alone.clip.next_position
@@ -172,7 +173,7 @@ def test_a_needle_costs_only_what_it_touches(film, model, monkeypatch):
 
 
 def test_a_family_of_unknown_windows_is_encoded_in_whole(film, model, monkeypatch):
-    monkeypatch.setattr(model, "grain", None)
+    monkeypatch.setattr(model, "audio_block", None)
     hay = haystack(film, model, durations=(5.0, 12.5))
     for duration_s in (5.0, 12.5):
         prefix = hay.prefix(duration_s)

@@ -113,7 +113,7 @@ def given(**said):
     """Return what a command is given whose user says this."""
 
     @options.shared(*said)
-    def command(*, other: int, given: options.Given) -> options.Given:
+    def command(*, other: int, given: options.SharedOptions) -> options.SharedOptions:
         assert other == 1
         return given
 
@@ -133,12 +133,12 @@ def test_flags_come_after_settings():
         audio=options.AudioChoice.off, quantize="int8", device="cpu",
     )  # fmt: skip
     settings = ("media.fps=1", "a.b=c", "media.fps=2.0", "media.require_audio=true", "generate.seed=3")
-    assert got == options.Given("full", (*settings, "media.audio=off", "quantize=int8"), None, "cpu", None)
+    assert got == options.SharedOptions("full", (*settings, "media.audio=off", "quantize=int8"), None, "cpu", None)
 
 
 def test_a_command_has_the_shared_options_in_the_place_of_what_it_is_given():
     @options.shared("model", "offload")
-    def command(*, other: int, given: options.Given, last: bool = False) -> None: ...
+    def command(*, other: int, given: options.SharedOptions, last: bool = False) -> None: ...
 
     parameters = inspect.signature(command).parameters
     assert list(parameters) == ["other", "model", "offload", "last"]

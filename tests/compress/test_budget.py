@@ -120,7 +120,7 @@ def test_nothing_left_is_a_config_error():
 
 def test_alternatives_are_fields():
     names = set(Budgeted.__dataclass_fields__)
-    assert all(name in names for group in Budgeted.alternatives for name in group)
+    assert all(name in names for group in Budgeted.exclusive_fields for name in group)
     assert parse_ratio("2:1") == (2.0, 1.0) and parse_ratio("0.5 : 1") == (0.5, 1.0)
 
 

@@ -33,12 +33,15 @@ every_clip = pytest.mark.parametrize("kind", list(CLIPS))
 
 def choose(name: str, tokens: MediaTokens, retention: float) -> Selection:
     question = query(tokens.features.shape[1], dtype=tokens.features.dtype)
-    return METHODS[name].at(retention).compress(tokens, question)
+    return METHODS[name].with_retention(retention).compress(tokens, question)
 
 
 def prune_all(name: str, tokens: MediaTokens, retention: float, depth: int = 28) -> list[torch.Tensor]:
     """Run every prune() of a method, on what its compress() lets in; return what each kept."""
-    return [keep for _, keep in _pruned(METHODS[name].at(retention), choose(name, tokens, retention), tokens, depth)]
+    return [
+        keep
+        for _, keep in _pruned(METHODS[name].with_retention(retention), choose(name, tokens, retention), tokens, depth)
+    ]
 
 
 def _pruned(method, selection: Selection, tokens: MediaTokens, depth: int) -> list[tuple[int, torch.Tensor]]:
@@ -91,7 +94,7 @@ def test_indices_are_unique_ascending_and_in_range(name, kind):
 @every_method
 def test_something_is_kept_and_the_budget_is_met(name, kind):
     tokens = CLIPS[kind]
-    method, selection = METHODS[name].at(0.3), choose(name, tokens, 0.3)
+    method, selection = METHODS[name].with_retention(0.3), choose(name, tokens, 0.3)
     kept = tokens.select(selection)
     assert len(kept) >= 1
     assert selection.report["budget"] == {"video": kept.count(Modality.VIDEO), "audio": kept.count(Modality.AUDIO)}
@@ -159,7 +162,7 @@ def test_input_is_not_modified(name, kind):
     fields = [f.name for f in dataclasses.fields(tokens) if getattr(tokens, f.name) is not None]
     before = {f: getattr(tokens, f).clone() for f in fields}
     embeddings = question.embeddings.clone()
-    selection = METHODS[name].at(0.3).compress(tokens, question)
+    selection = METHODS[name].with_retention(0.3).compress(tokens, question)
     tokens.select(selection).features.add_(1)
     assert all(torch.equal(before[f], getattr(tokens, f)) for f in fields)
     assert torch.equal(question.embeddings, embeddings)
@@ -169,7 +172,7 @@ def test_input_is_not_modified(name, kind):
 def test_no_question_token_is_no_crash(name):
     tokens = CLIPS["both"]
     empty = query(tokens=0)
-    check_indices(METHODS[name].at(0.3).compress(tokens, empty).indices, len(tokens))
+    check_indices(METHODS[name].with_retention(0.3).compress(tokens, empty).indices, len(tokens))
 
 
 @every_method
@@ -178,7 +181,7 @@ def test_report_and_settings_are_json(name):
 
     selection = choose(name, CLIPS["both"], 0.3)
     assert json.loads(json.dumps(selection.report)) == selection.report
-    params = METHODS[name].at(0.3).params()
+    params = METHODS[name].with_retention(0.3).params()
     assert json.loads(json.dumps(params)) == params
 
 
@@ -191,7 +194,7 @@ def test_default_settings_are_valid_and_frozen(name):
 
 @every_method
 def test_bind_without_anything_shipped_changes_no_choice(name, tmp_path: Path):
-    bound = METHODS[name].at(0.3).bind(tmp_path)
+    bound = METHODS[name].with_retention(0.3).bind(tmp_path)
     assert torch.equal(bound.compress(CLIPS["both"], query()).indices, choose(name, CLIPS["both"], 0.3).indices)
 
 
@@ -206,7 +209,7 @@ def test_no_n_by_n_at_a_hundred_thousand(name):
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2 * 2**30, hard))
     try:
         selection = choose(name, tokens, 0.1)
-        _pruned(METHODS[name].at(0.1), selection, tokens, 28)
+        _pruned(METHODS[name].with_retention(0.1), selection, tokens, 28)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     check_indices(selection.indices, len(tokens))
@@ -235,7 +238,7 @@ def test_tokens_of_a_real_architecture(name, encoded):
     omni, tokens = encoded
     question = omni.query(omni.prompt("Who speaks last?", video=True, audio=True))
     for retention in (0.2, 1.0):
-        selection = METHODS[name].at(retention).compress(tokens, question)
+        selection = METHODS[name].with_retention(retention).compress(tokens, question)
         check_indices(selection.indices, len(tokens))
         kept = tokens.select(selection)
         assert torch.equal(kept.position_ids, tokens.position_ids[:, selection.indices])

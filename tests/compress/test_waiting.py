@@ -53,7 +53,7 @@ def counts(tokens: MediaTokens) -> tuple[int, int]:
 
 def waits(name: str, blocks: int) -> list[int]:
     """Return how often `compress`, and then `prune` at each layer, would wait on a film of so many windows."""
-    method = registry.methods().find(name).at(0.25)
+    method = registry.methods().find(name).with_retention(0.25)
     tokens = clip(blocks, 1, 50, rows=6, cols=6)
     with Waits() as seen:
         chosen = method.compress(tokens, query())

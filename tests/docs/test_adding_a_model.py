@@ -137,7 +137,7 @@ FORGOTTEN = {
     "a look ahead": ({"layer": looking_ahead}, "layers: a layer looks ahead"),
     "a part that does not say it works": (
         {"embed": lambda self, ids: self.parts.llm.model.embed_tokens(ids)},
-        "parts: embed does not call work('llm')",
+        "parts: embed does not call activate('llm')",
     ),
     "no sizes": ({"facts": property(lambda self: None)}, "attributes: AttributeError"),
     "another rate of sound": ({"audio_tokens_per_s": 25.0}, "sound: 0.5 s make 5 tokens, which is far from"),

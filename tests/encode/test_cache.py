@@ -24,10 +24,11 @@ from omnicli import pipeline
 from omnicli.config.config import load_config
 from omnicli.config.settings import MediaConfig
 from omnicli.encode import cache as room
-from omnicli.encode import film as looking
+from omnicli.encode import film as film_module
 from omnicli.encode import tokenfile
 from omnicli.encode.cache import Cache
 from omnicli.encode.encode import Encoded
+from omnicli.encode.film import load_film
 from omnicli.errors import MediaError
 from omnicli.media.frames import FrameTable
 from omnicli.media.probe import AudioStream, MediaInfo, SubtitleStream, VideoStream, probe
@@ -80,7 +81,7 @@ def encodings(monkeypatch) -> list[str]:
     calls: list[str] = []
 
     def noting(name):
-        real = getattr(looking, name)
+        real = getattr(film_module, name)
 
         def call(*args, **kwargs):
             calls.append(name)
@@ -89,7 +90,7 @@ def encodings(monkeypatch) -> list[str]:
         return call
 
     for name in ("probe", "encode"):
-        monkeypatch.setattr(looking, name, noting(name))
+        monkeypatch.setattr(film_module, name, noting(name))
     return calls
 
 
@@ -413,18 +414,18 @@ def test_a_renamed_film_is_told_of_under_its_new_name(tmp_path, model, cache):
 
 def test_what_probe_found_comes_back(film, model, cache):
     config = load_config("full")
-    first, second = (pipeline.look(film, config.media, frozenset(), model, cache=cache) for _ in range(2))
+    first, second = (load_film(film, config.media, frozenset(), model, cache=cache) for _ in range(2))
     assert second.cached and list(differences((first.info, first.media), (second.info, second.media))) == []
 
 
 def test_a_film_that_changes_while_it_is_looked_at_is_not_kept(film, model, cache, monkeypatch):
-    real = looking.encode
+    real = film_module.encode
 
     def encode(*args, **kwargs):
         os.utime(film)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(looking, "encode", encode)
+    monkeypatch.setattr(film_module, "encode", encode)
     ask(film, model, cache)
     assert cache.items() == []
     monkeypatch.undo()
@@ -510,7 +511,7 @@ def test_what_is_larger_than_the_whole_cache_is_not_kept_and_drives_nothing_out(
     folder = tmp_path / "cache"
     store(Cache(folder), "a")
     small = Cache(folder, Cache(folder).size() + 10, told.append)
-    need = tokenfile.pack(pipeline.look(film, MediaConfig(fps=2.0), frozenset(), model).media, {}).size
+    need = tokenfile.pack(load_film(film, MediaConfig(fps=2.0), frozenset(), model).media, {}).size
     assert need > small.limit
     assert not ask(film, model, small).cached
     assert names(small) == ["a"] and told == []
@@ -733,12 +734,12 @@ def test_subtitles_do_not_matter(film, tmp_path, model):
     plain, auto = (load_config("full", [f"media.subtitles={s}"]).media for s in ("off", "auto"))
     path = tmp_path / "copy.mp4"
     path.write_bytes(film.read_bytes())
-    first = pipeline.look(path, plain, frozenset(), model, cache=cache)
+    first = load_film(path, plain, frozenset(), model, cache=cache)
     path.with_suffix(".srt").write_text("1\n00:00:00,000 --> 00:00:02,000\nout of the blue\n")
-    second = pipeline.look(path, auto, frozenset(), model, cache=cache)
+    second = load_film(path, auto, frozenset(), model, cache=cache)
     assert not first.cached and second.cached
     assert (first.preface, second.preface) == ("", "Subtitles:\n[00:00] out of the blue\n")
     path.with_suffix(".srt").unlink()
-    third = pipeline.look(path, auto, frozenset(), model, cache=cache)
+    third = load_film(path, auto, frozenset(), model, cache=cache)
     assert third.cached and third.preface == ""
     assert third.media.warnings == (*first.media.warnings, "copy.mp4: subtitles: none in the film, none beside it")

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from omnicli.encode.prefetch import ahead
+from omnicli.encode.prefetch import prefetch
 
 
 def test_each_source_keeps_its_order_and_all_items_come():
     sources = [iter(range(50)), iter("abcdef"), iter(())]
-    with ahead(sources) as items:
+    with prefetch(sources) as items:
         got = list(items)
     assert [x for i, x in got if i == 0] == list(range(50))
     assert [x for i, x in got if i == 1] == list("abcdef")
@@ -27,7 +27,7 @@ def test_sources_run_at_the_same_time():
         both.wait()  # would time out if one came after the other
         yield 1
 
-    with ahead([source(), source()]) as items:
+    with prefetch([source(), source()]) as items:
         assert sorted(items) == [(0, 1), (1, 1)]
 
 
@@ -40,7 +40,7 @@ def test_a_source_stays_a_bounded_number_of_items_ahead(size):
             made.append(i)
             yield i
 
-    with ahead([source()], size) as items:
+    with prefetch([source()], size) as items:
         for taken in range(1, 6):
             next(items)
             time.sleep(0.02)
@@ -53,7 +53,7 @@ def test_an_error_comes_behind_the_items_before_it():
         raise KeyError("broken")
 
     got = []
-    with pytest.raises(KeyError, match="broken"), ahead([source()]) as items:
+    with pytest.raises(KeyError, match="broken"), prefetch([source()]) as items:
         for _, item in items:
             got.append(item)
     assert got == [1, 2]
@@ -70,7 +70,7 @@ def test_sources_are_closed_and_threads_gone_when_the_consumer_leaves(taken):
             closed.append((name, threading.current_thread()))
 
     before = threading.active_count()
-    with ahead([source("a"), source("b")], 2) as items:
+    with prefetch([source("a"), source("b")], 2) as items:
         for _ in range(taken):
             next(items)
     assert threading.active_count() == before

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnicli.config.config import load_config
-from omnicli.llm.attention_recorder import Watch
+from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
@@ -22,15 +22,17 @@ def omni():
 def run(omni, clip, pruner=None, layers=range(1, 3), steps=4, **kwargs):
     prompt = omni.prompt("What is the secret number?", video=clip.video, audio=clip.audio)
     given = omni.sequence(prompt, clip)
-    watch = Watch(layers, len(clip.tokens))
+    recorder = AttentionRecorder(layers, len(clip.tokens))
     cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=600)
     read = prefill(
         omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=clip.tokens, pruner=pruner,
-        watch=watch, **kwargs,
+        recorder=recorder, **kwargs,
     )  # fmt: skip
-    text = generate(omni, cache, read.logits, given.next_position, DecodeOptions(max_new_tokens=steps), watch=watch)
+    text = generate(
+        omni, cache, read.logits, given.next_position, DecodeOptions(max_new_tokens=steps), recorder=recorder
+    )
     text.finish()
-    return watch, text.token_ids, given, read
+    return recorder, text.token_ids, given, read
 
 
 def whole(omni, given, ids, layers):
@@ -42,7 +44,7 @@ def whole(omni, given, ids, layers):
     for layer in range(omni.depth):
         if layer in layers:
             for last in range(given.embeds.shape[0], len(embeds)):
-                part = omni.take(rope, slice(0, last))
+                part = omni.slice_rope(rope, slice(0, last))
                 total += omni.layer(layer, hidden[:last], part, None, last_attention=True)[1][: len(total)]
                 rows += 1
         hidden, _ = omni.layer(layer, hidden, rope)
@@ -52,18 +54,18 @@ def whole(omni, given, ids, layers):
 @pytest.mark.parametrize("chunk", [37, 2048])
 def test_scores_are_the_mean_attention_of_the_answers_rows(omni, chunk):
     clip = clip_of(omni)
-    watch, ids, given, _ = run(omni, clip, chunk=chunk)
-    expected = whole(omni, given, ids, watch.layers)[given.media_span]
+    recorder, ids, given, _ = run(omni, clip, chunk=chunk)
+    expected = whole(omni, given, ids, recorder.layers)[given.media_span]
     assert len(ids) == 4 and expected.sum() > 0.1
-    assert (watch.scores() - expected).abs().max() < 1e-5
+    assert (recorder.scores() - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("keep_kv", [True, False])
 def test_what_was_dropped_gets_what_it_got_before(omni, keep_kv):
     clip = clip_of(omni)
     pruner = Keep({1: 0.3}, keep_kv=keep_kv)
-    watch, _, _, read = run(omni, clip, pruner, layers=range(2, 4))
-    got = torch.nonzero(watch.scores()).flatten()
+    recorder, _, _, read = run(omni, clip, pruner, layers=range(2, 4))
+    got = torch.nonzero(recorder.scores()).flatten()
     assert torch.equal(got, read.kept) and 0 < len(got) < len(clip.tokens)
     early, *_ = run(omni, clip, pruner, layers=range(0, 2), steps=1)
     assert (early.scores() > 0).all(), "they were read there, by the prompt's last row"
@@ -84,5 +86,5 @@ def test_methods_that_prune_inside(preset):
     clip = tiny.encode(
         deep, tiny.frames(8), [0.5 * i for i in range(8)], tiny.sound(4.5), capture=method.needs & {"saliency", "keys"}
     )
-    watch, *_ = run(deep, clip, method, layers=range(9, 18))
-    assert watch.scores().shape == (len(clip.tokens),) and 0 < watch.scores().sum() <= 1
+    recorder, *_ = run(deep, clip, method, layers=range(9, 18))
+    assert recorder.scores().shape == (len(clip.tokens),) and 0 < recorder.scores().sum() <= 1

@@ -15,12 +15,10 @@ import torch
 
 from omnicli import pipeline
 from omnicli.config.config import load_config
-from omnicli.llm import attention_recorder as watch
-from omnicli.llm import kv, prefill, steps
-from omnicli.llm import prefix_cache as reader
-from omnicli.llm.attention_recorder import Watch
+from omnicli.llm import attention_recorder, kv, prefill, prefix_cache, steps
+from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.decode import DecodeOptions, generate
-from omnicli.llm.prefix_cache import Reader
+from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.models import base, parts
 from omnicli.models.loading import load_model
 from omnicli.types import Modality
@@ -47,15 +45,17 @@ def clip_of(omni, needs=frozenset()):
 
 def converse(omni, clip, method):
     """Ask two questions that share a beginning; return logits, ids, levels and what the answers rest on."""
-    warm, out = Reader(omni), []
+    warm, out = PrefixCache(omni), []
     for question in QUESTIONS:
         prompt = omni.prompt(question, video=clip.video, audio=clip.audio)
         kept = clip.tokens.select(method.compress(clip.tokens, omni.query(prompt)))
         given = omni.sequence(prompt, clip, kept)
-        looking = Watch(range(omni.depth), len(kept))
+        looking = AttentionRecorder(range(omni.depth), len(kept))
         counts = clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)
-        found, cache = warm.read(given, kept, method, encoded=counts, room=3, watch=looking)
-        text = generate(omni, cache, found.logits, given.next_position, DecodeOptions(max_new_tokens=3), watch=looking)
+        found, cache = warm.read(given, kept, method, encoded=counts, room=3, recorder=looking)
+        text = generate(
+            omni, cache, found.logits, given.next_position, DecodeOptions(max_new_tokens=3), recorder=looking
+        )
         text.finish()
         out += [plain(found.logits), text.token_ids, found.levels, plain(found.kept), plain(looking.scores())]
     return out
@@ -142,20 +142,20 @@ def test_hidden_states_travel_only_where_the_card_changes():
 
 
 MOVES = {
-    "hidden": (base.OmniModel, "bring", "hidden.to(there)", "hidden"),
-    "rope": (base.OmniModel, "bring", "part.to(there)", "part"),
+    "hidden": (base.OmniModel, "to_layer_device", "hidden.to(there)", "hidden"),
+    "rope": (base.OmniModel, "to_layer_device", "part.to(there)", "part"),
     "deepstack": (prefill, "_add_extra", ".to(hidden)", ".to(hidden.dtype)"),
     "prefill's last row": (prefill, "_by_chunk", "hidden[-1:].to(model.device)", "hidden[-1:]"),
     "a prefix": (prefill, "_by_chunk", ", device=model.layer_devices[layers - 1]", ""),
-    "attention for a method": (prefill._Pruned, "__call__", "attention.to(model.device)", "attention"),
-    "what to drop": (prefill._Pruned, "__call__", "index.to(hidden.device)", "index"),
-    "the pruned loop's last row": (prefill._Pruned, "__call__", "hidden[-1:].to(model.device)", "hidden[-1:]"),
+    "attention for a method": (prefill.PrunedPrefill, "__call__", "attention.to(model.device)", "attention"),
+    "what to drop": (prefill.PrunedPrefill, "__call__", "index.to(hidden.device)", "index"),
+    "the pruned loop's last row": (prefill.PrunedPrefill, "__call__", "hidden[-1:].to(model.device)", "hidden[-1:]"),
     "a layer of the pruned loop": (
-        prefill._Pruned, "__call__", "hidden, rope = model.bring(layer, hidden, rope)", "pass"
+        prefill.PrunedPrefill, "__call__", "hidden, rope = model.to_layer_device(layer, hidden, rope)", "pass"
     ),
     "rows of a cache": (kv.KVCache, "keep", "indices.to(self.devices[layer])", "indices"),
-    "buffers": (reader.Reader, "read", "device=model.layer_devices", "device=model.device"),
-    "what an answer rests on": (watch.Watch, "add", "attention.to(media.device)", "attention"),
+    "buffers": (prefix_cache.PrefixCache, "read", "device=model.layer_devices", "device=model.device"),
+    "what an answer rests on": (attention_recorder.AttentionRecorder, "add", "attention.to(media.device)", "attention"),
     "a token written": (steps.Steps, "_by_layer", "hidden.to(model.device)", "hidden"),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import torch
 
 from omnicli.config.config import load_config
 from omnicli.llm.decode import DecodeOptions, generate
-from omnicli.llm.prefix_cache import Reader
+from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.types import Modality
 from tests.llm.test_prefill import clip_of
 from tests.support import tiny
@@ -55,9 +55,9 @@ def clip_for(omni, preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_follow_ups_are_answered_as_if_they_were_first(omni, preset):
-    clip, warm = clip_for(omni, preset), Reader(omni)
+    clip, warm = clip_for(omni, preset), PrefixCache(omni)
     for i, question in enumerate((*QUESTIONS, QUESTIONS[0])):
-        cold = ask(omni, Reader(omni), clip, question, preset, last=True)
+        cold = ask(omni, PrefixCache(omni), clip, question, preset, last=True)
         found = ask(omni, warm, clip, question, preset)
         assert torch.equal(found[0], cold[0]) and found[1:] == cold[1:]
         if i == 0 or load_config(preset).compressor.name not in ("avoc", "avoc+seats"):
@@ -66,7 +66,7 @@ def test_follow_ups_are_answered_as_if_they_were_first(omni, preset):
 
 @pytest.mark.parametrize("preset", ["full", "random-10", "seats-35", "fastv-25"])
 def test_a_follow_up_pays_for_its_own_tokens_and_the_pruned_middle(omni, rows, preset):
-    clip, reader = clip_for(omni, preset), Reader(omni)
+    clip, reader = clip_for(omni, preset), PrefixCache(omni)
     ask(omni, reader, clip, QUESTIONS[0], preset)
     whole = max(n for _, n in rows)
     rows.clear()
@@ -80,7 +80,7 @@ def test_a_follow_up_pays_for_its_own_tokens_and_the_pruned_middle(omni, rows, p
 
 
 def test_another_selection_and_another_method_begin_anew(omni):
-    clip, reader = clip_of(omni), Reader(omni)
+    clip, reader = clip_of(omni), PrefixCache(omni)
     for preset, reused in (("full", False), ("full", True), ("random-10", False), ("fastv-25", False), ("full", False)):
         ask(omni, reader, clip, QUESTIONS[0], preset)
         assert (reader.reused > 0) == reused
@@ -90,7 +90,7 @@ def test_another_selection_and_another_method_begin_anew(omni):
 
 
 def test_the_last_question_leaves_nothing(omni):
-    clip, reader = clip_of(omni), Reader(omni)
+    clip, reader = clip_of(omni), PrefixCache(omni)
     ask(omni, reader, clip, QUESTIONS[0], "fastv-25")
     ask(omni, reader, clip, QUESTIONS[1], "fastv-25", last=True)
     assert reader.reused > 0 and reader._prefix is None
@@ -99,9 +99,9 @@ def test_the_last_question_leaves_nothing(omni):
 
 
 def test_a_question_that_fails_leaves_nothing_half_read(omni, monkeypatch):
-    clip, reader = clip_of(omni), Reader(omni)
+    clip, reader = clip_of(omni), PrefixCache(omni)
     ask(omni, reader, clip, QUESTIONS[0], "full")
-    cold = ask(omni, Reader(omni), clip, QUESTIONS[1], "full")
+    cold = ask(omni, PrefixCache(omni), clip, QUESTIONS[1], "full")
     with monkeypatch.context() as broken:
         broken.setattr("omnicli.llm.prefix_cache.prefill", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from omnicli.llm import decode, steps
-from omnicli.llm.attention_recorder import Watch
+from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
@@ -32,7 +32,7 @@ def again(step):
     return step
 
 
-def written(omni, clip, pruner=None, record=None, most=MOST, spare=MOST, watch=None):
+def written(omni, clip, pruner=None, record=None, most=MOST, spare=MOST, recorder=None):
     """Read a prompt and write ``most`` fixed tokens; return the logits of each (most, V), the cache, the steps."""
     given = omni.sequence(omni.prompt("What is the secret number?", video=True, audio=True), clip)
     capacity = len(given.embeds) + spare
@@ -42,7 +42,7 @@ def written(omni, clip, pruner=None, record=None, most=MOST, spare=MOST, watch=N
     prefill(
         omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=clip.tokens, pruner=pruner
     )  # fmt: skip
-    write = Steps(omni, cache, watch or Watch.nothing(), most, record)
+    write = Steps(omni, cache, recorder or AttentionRecorder.nothing(), most, record)
     with torch.inference_mode():
         rows = [write(3 + i % 20, given.next_position + i).clone() for i in range(most)]
     return torch.stack(rows), cache, write
@@ -70,7 +70,7 @@ def test_recorded_steps_are_those_layer_by_layer(omni, drops, keep_kv):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_families_that_say_so_and_number_formats(name, dtype):
     omni = load_model(f"dummy:{name},layers=2,scale=0.03", "cpu", dtype)
-    assert omni.records
+    assert omni.cuda_graph_safe
     pictures = tiny.frames(2, 448, 448) if name.startswith("mini") else tiny.frames(6)
     clip = tiny.encode(omni, pictures, [0.5 * i for i in range(len(pictures))], tiny.sound(3.5))
     plain, _, _ = written(omni, clip)
@@ -117,10 +117,10 @@ def test_short_answers_full_buffers_and_long_films_are_not_recorded(omni, monkey
 
 def test_what_is_watched_is_not_recorded(omni):
     clip = clip_of(omni)
-    watch = Watch(range(0, 2), len(clip.tokens))
-    watch.held = [torch.arange(len(clip.tokens))] * omni.depth
-    _, _, write = written(omni, clip, record=again, watch=watch)
-    assert not write.recorded and watch.scores().sum() > 0
+    recorder = AttentionRecorder(range(0, 2), len(clip.tokens))
+    recorder.held = [torch.arange(len(clip.tokens))] * omni.depth
+    _, _, write = written(omni, clip, record=again, recorder=recorder)
+    assert not write.recorded and recorder.scores().sum() > 0
 
 
 def broken(step):
@@ -163,7 +163,9 @@ def test_who_may_be_recorded(omni):
     from tests.support import tiny_qwen3
 
     assert not steps.can_record(omni), "not on a card"
-    assert omni.stays and omni.records and not tiny_qwen3.model().records, "experts are chosen by values"
+    assert omni.stays and omni.cuda_graph_safe and not tiny_qwen3.model().cuda_graph_safe, (
+        "experts are chosen by values"
+    )
     other = tiny.model()
     other.offload(torch.device("cpu"))
     assert not other.stays

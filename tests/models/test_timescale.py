@@ -14,6 +14,7 @@ from omnicli import pipeline
 from omnicli.config.config import list_presets, load_config
 from omnicli.encode.cache import Cache
 from omnicli.encode.encode import Encoded
+from omnicli.encode.film import EncodedFilm
 from omnicli.errors import ConfigError
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
@@ -65,7 +66,7 @@ def synthetic(omni, seconds, step_s=4.0, cells=(2, 3)):
     sound = EncodedAudio(torch.randn(n, omni.hidden_size, generator=chance))
     clip = omni.assemble([video], times, [sound], 0.0, float(seconds))
     used = MediaUsed(seconds, seconds, seconds, seconds, len(times), len(times) / seconds, 84, 56)
-    return pipeline.Film(SimpleNamespace(path=Path("long.mp4")), Encoded(clip, used, ()), Times())
+    return EncodedFilm(SimpleNamespace(path=Path("long.mp4")), Encoded(clip, used, ()), Times())
 
 
 # ---- the factor ----
@@ -228,7 +229,7 @@ def test_a_film_of_half_an_hour_in_the_pocket_models_range_is_left_alone():
 def test_positions_that_count_tokens_are_told_of():
     model = tiny_minicpm.model()
     clip = tiny.encode(model, tiny.frames(2, 112, 112), [0.0, 1.0], tiny.sound(2.0))
-    found = pipeline.Film(SimpleNamespace(path=Path("a.mp4")), Encoded(clip, synthetic_used(), ()), Times())
+    found = EncodedFilm(SimpleNamespace(path=Path("a.mp4")), Encoded(clip, synthetic_used(), ()), Times())
     model.max_position = 100
     told = answer(found, model)
     assert told.positions["time_scale"] is None

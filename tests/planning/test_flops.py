@@ -32,7 +32,7 @@ def by_counting(d: Dimensions, length: int, causal: bool = True) -> int:
         total += 2 * d.hidden_size * d.heads * d.head_dim  # queries, and back from the heads
         total += 2 * d.hidden_size * d.kv_heads * d.head_dim  # keys, values
         total += 3 * d.hidden_size * d.intermediate_size  # gate, up, down
-        total += d.hidden_size * d.routed
+        total += d.hidden_size * d.num_experts
         for _ in range(i + 1 if causal else length):
             total += 2 * d.heads * d.head_dim  # a score, a weighted value
     return total
@@ -50,7 +50,12 @@ def test_a_layer_by_hand():
 @pytest.mark.parametrize("length", [1, 2, 7, 30])
 @pytest.mark.parametrize(
     "d",
-    [SMALL, replace(SMALL, heads=4, kv_heads=4), replace(SMALL, hidden_size=8, head_dim=3), replace(SMALL, routed=7)],
+    [
+        SMALL,
+        replace(SMALL, heads=4, kv_heads=4),
+        replace(SMALL, hidden_size=8, head_dim=3),
+        replace(SMALL, num_experts=7),
+    ],
 )
 def test_a_layer_equals_counting_every_product(d, length, causal):
     assert layer_macs(d, length, causal) == by_counting(d, length, causal)
@@ -311,12 +316,12 @@ def test_selection_before_the_llm_only(r_video, r_audio, expected):
 
 @pytest.mark.parametrize(("length", "expected"), [(10270, 47.2), (4018, 13.5), (3001, 9.5)])
 def test_the_papers_30b_column_has_heads_of_64(length, expected):
-    papers = replace(cost.QWEN3_OMNI_30B, head_dim=64, routed=0)
+    papers = replace(cost.QWEN3_OMNI_30B, head_dim=64, num_experts=0)
     assert teraflops(papers, [length] * 48) == pytest.approx(expected, abs=0.06)
 
 
 def test_the_30b_model_costs_more_than_the_paper_says():
-    assert teraflops(replace(cost.QWEN3_OMNI_30B, routed=0), [10270] * 48) == pytest.approx(73, abs=0.6)
+    assert teraflops(replace(cost.QWEN3_OMNI_30B, num_experts=0), [10270] * 48) == pytest.approx(73, abs=0.6)
 
 
 def test_what_seats_saves_in_true_flops():

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from omnicli.config.config import list_presets, load_config
+from omnicli.encode.film import load_film
 from omnicli.errors import ConfigError, MediaError, MemoryLimitError, ModelError, UnknownFamilyError
 from omnicli.media.probe import probe
 from omnicli.models import loading, registry
@@ -57,11 +58,10 @@ def room(monkeypatch):
 @pytest.mark.parametrize("kind", ["qwen2.5", "full", "qwen3", "minicpm"])
 @pytest.mark.parametrize("sets", [(), ("media.fps=3", "media.start=1.3", "media.end=6.4"), ("media.audio=off",)])
 def test_tokens_positions_and_weights_are_those_of_the_run(models, film, kind, sets, room):
-    from omnicli import pipeline
 
     model = loading.load_model(models[kind], "cpu")
     settings = config(models[kind], "full", *sets)
-    answer_film = pipeline.look(film, settings.media, frozenset(), model)
+    answer_film = load_film(film, settings.media, frozenset(), model)
     plan = planning.make_plan(probe(film), settings)
     clip = answer_film.media.clip
     assert sum(plan.encoded) == len(clip.tokens)

@@ -39,7 +39,7 @@ def ask(
         list[str] | None, typer.Option("-q", "--question", metavar="TEXT", help="One more question; repeatable.")
     ] = None,
     json_out: opt.JsonFlag = False,
-    given: opt.Given,
+    given: opt.SharedOptions,
     evidence: opt.EvidenceFlag = False,
     clip_dir: Annotated[
         Path | None,

@@ -101,7 +101,7 @@ def batch(
     evidence: opt.EvidenceFlag = False,
     no_cache: opt.NoCacheFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors that end the run.")] = False,
-    given: opt.Given,
+    given: opt.SharedOptions,
     verbose: opt.VerboseFlag = False,
 ) -> int:
     """Ask questions about many files; one JSON row per file and question, whatever happens.

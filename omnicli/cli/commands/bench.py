@@ -56,7 +56,7 @@ def bench(
         list[str] | None,
         typer.Option("--preset", "-p", metavar="NAME", help="Compare this preset with full tokens; repeatable."),
     ] = None,
-    given: opt.Given,
+    given: opt.SharedOptions,
     dummy_weights: Annotated[
         str | None,
         typer.Option("--dummy-weights", metavar="NAME", help="This architecture with random weights; no download."),
@@ -156,7 +156,7 @@ def model_name(model: str | None, dummy: str | None, layers: int | None, scale: 
     return ",".join([f"dummy:{dummy}", *sizes])
 
 
-def configurations(presets: Sequence[str], given: opt.Given) -> dict[str, Config]:
+def configurations(presets: Sequence[str], given: opt.SharedOptions) -> dict[str, Config]:
     """Return the presets' settings by name, full tokens first; all with one model and one sampling of the film.
 
     The sampling is the default one as ``media.*`` settings change it. Where a preset has another, a note says so.

@@ -61,7 +61,7 @@ def chat(
     *,
     media: Annotated[str, typer.Argument(metavar="MEDIA", help="Film or sound file.", show_default=False)],
     json_out: opt.JsonFlag = False,
-    given: opt.Given,
+    given: opt.SharedOptions,
     no_cache: opt.NoCacheFlag = False,
     verbose: opt.VerboseFlag = False,
 ) -> int:

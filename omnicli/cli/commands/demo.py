@@ -42,7 +42,7 @@ def demo(
         Path | None, typer.Option("--keep", metavar="FILE", help="Keep the film here (.mp4), to ask more about it.")
     ] = None,
     json_out: opt.JsonFlag = False,
-    given: opt.Given,
+    given: opt.SharedOptions,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another film.")] = 2,
     verbose: opt.VerboseFlag = False,
 ) -> None:

@@ -104,7 +104,7 @@ def models() -> Check:
     """Plan films of two lengths with every model, with the user's preset, device and number format."""
     from omnicli.doctor import models as survey
 
-    return survey.models(resolve(opt.Given()))
+    return survey.models(resolve(opt.SharedOptions()))
 
 
 def methods() -> Check:

@@ -78,10 +78,10 @@ def describe(name: str, cls: type[Compressor]) -> dict[str, Any]:
         "name": name,
         "summary": doc[0].rstrip(".") if doc else "",
         "paper": getattr(cls, "paper", ""),
-        "selects_by": cls.selects_by,
+        "selects_by": cls.criterion,
         "acts": acts(cls),
-        "needs_question": cls.asks,
+        "needs_question": cls.uses_question,
         "needs": sorted(cls().needs),
-        "clean_changes": cls.adds,
+        "clean_changes": cls.clean_differs,
         "settings": settings,
     }

@@ -109,7 +109,7 @@ def needle(
         Path | None, typer.Option("--plot", metavar="FILE", help="Write heat maps (.png, .svg, .pdf).")
     ] = None,
     json_out: opt.JsonFlag = False,
-    given: opt.Given,
+    given: opt.SharedOptions,
     max_pixels: Annotated[
         int | None, typer.Option("--max-pixels", metavar="N", min=1, help="Largest frame, for all presets.")
     ] = None,
@@ -184,7 +184,9 @@ def _numbers(option: str, text: str, parse: Any) -> list[float]:
     return out
 
 
-def _contenders(presets: list[str], given: opt.Given, up_to: list[str], max_pixels: int | None) -> list[Contender]:
+def _contenders(
+    presets: list[str], given: opt.SharedOptions, up_to: list[str], max_pixels: int | None
+) -> list[Contender]:
     """Resolve presets with what is given for all of them; ``max_pixels``: the largest frame."""
     from omnicli.bench.needle_run import Contender, sampled_alike
     from omnicli.cli import answering, defaults

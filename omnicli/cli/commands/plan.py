@@ -32,7 +32,7 @@ def plan(
     *,
     media: Annotated[str, typer.Argument(metavar="MEDIA", help="Film or sound file.", show_default=False)],
     json_out: opt.JsonFlag = False,
-    given: opt.Given,
+    given: opt.SharedOptions,
     verbose: opt.VerboseFlag = False,
 ) -> None:
     """Tell whether a question about a file would fit this machine, and what would make it fit.

@@ -191,8 +191,8 @@ class Avoc(Budgeted):
     diversity: float = 0.15
     radius: int = 3
 
-    selects_by: ClassVar[str] = "relevance to the question, importance to the other sense, novelty within 3 blocks"
-    asks: ClassVar[bool] = True
+    criterion: ClassVar[str] = "relevance to the question, importance to the other sense, novelty within 3 blocks"
+    uses_question: ClassVar[bool] = True
     paper: ClassVar[str] = "AVOC, arXiv 2606.24286"
     has_scores: ClassVar[bool] = True
 

@@ -15,7 +15,7 @@ from omnicli.types import MediaTokens, Query, Selection
 class AvocStream(Avoc):
     """Choose as AVOC does, block by block as they arrive, in memory bounded by the budget instead of the clip."""
 
-    selects_by: ClassVar[str] = "as avoc, by what has been seen so far"
+    criterion: ClassVar[str] = "as avoc, by what has been seen so far"
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Feed the clip's blocks to a `Stream`.

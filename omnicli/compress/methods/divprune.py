@@ -43,9 +43,9 @@ class DivPrune(Baseline):
 
     audio_window: int = 50
 
-    selects_by: ClassVar[str] = "distances between embeddings"
+    criterion: ClassVar[str] = "distances between embeddings"
     paper: ClassVar[str] = "DivPrune (CVPR 2025); for film and sound as in SEATS, appendix B.2"
-    adds: ClassVar[str] = (
+    clean_differs: ClassVar[str] = (
         "Meets each modality's budget exactly, where rounding per frame is off by up to half a token a frame, and "
         "groups by true time. Compares in fp32 and never picks a token twice, so duplicates cannot shrink the choice."
     )

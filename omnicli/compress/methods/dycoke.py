@@ -56,16 +56,16 @@ class DyCoke(Compressor):
     retention_video: float = LEAST
     mode: Literal["clean", "official"] = "clean"
 
-    selects_by: ClassVar[str] = "change against the frame before, cell by cell"
+    criterion: ClassVar[str] = "change against the frame before, cell by cell"
     paper: ClassVar[str] = "DyCoke, CVPR 2025"
-    adds: ClassVar[str] = (
+    clean_differs: ClassVar[str] = (
         "Meets the share of picture tokens exactly. Every group is thinned, also the last and any rest of one to three "
         "frames (the released code skips part of the last group, loses the last of an odd number of frames and fails "
         "below five)."
     )
 
     @classmethod
-    def at(cls, retention: float, **fields: Any) -> Self:
+    def with_retention(cls, retention: float, **fields: Any) -> Self:
         """Return the method with this share of the picture tokens, or 0.25 where it is less."""
         return cls(**{"retention_video": max(LEAST, retention), **fields})
 

@@ -36,10 +36,10 @@ class FastV(Baseline):
     layer: int = 2
 
     floor: ClassVar[float] = 0.1  # the first 2 of 28 layers alone read 7 % of the whole
-    selects_by: ClassVar[str] = "attention of the prompt's last token in an early layer"
-    asks: ClassVar[bool] = True
+    criterion: ClassVar[str] = "attention of the prompt's last token in an early layer"
+    uses_question: ClassVar[bool] = True
     paper: ClassVar[str] = "FastV, arXiv 2403.06764; for sound SEATS, appendix B.2"
-    adds: ClassVar[str] = (
+    clean_differs: ClassVar[str] = (
         "Ranks by the attention that the layer really computed (one query row, fp32), as the original FastV does; "
         "SEATS's code applies the layer's projections to its own output, which is the official mode. The average over "
         "all layers meets the budget exactly, the layers before the drop counted in full; a budget that they alone "

@@ -74,9 +74,9 @@ class FastVID(Baseline):
     merge: Literal["straightforward", "parallel"] = "straightforward"
     ignore: float | None = None
 
-    selects_by: ClassVar[str] = "encoder attention and density in segments of like frames; the rest merges"
+    criterion: ClassVar[str] = "encoder attention and density in segments of like frames; the rest merges"
     paper: ClassVar[str] = "FastVID, arXiv 2503.11187 (NeurIPS 2025); for film with sound as in SEATS, appendix B.2"
-    adds: ClassVar[str] = (
+    clean_differs: ClassVar[str] = (
         "Meets the budget exactly: the released code truncates per frame and per anchor and so keeps fewer tokens than "
         "it is told to. Without its random noise equal inputs give equal choices, clips with fewer frames than "
         "segments work, and a segment's tokens are found by time, so that sound between pictures does no harm."

@@ -13,7 +13,7 @@ from omnicli.types import MediaTokens, Query, Selection
 class Full(Compressor):
     """Keep every token."""
 
-    selects_by: ClassVar[str] = "nothing"
+    criterion: ClassVar[str] = "nothing"
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Choose all tokens."""

@@ -54,8 +54,8 @@ class Omac(Budgeted):
     memory: bool = True
     frame_keep: float | None = None
 
-    selects_by: ClassVar[str] = "frames by likeness to the question, tokens by contrast; sound by encoder saliency"
-    asks: ClassVar[bool] = True
+    criterion: ClassVar[str] = "frames by likeness to the question, tokens by contrast; sound by encoder saliency"
+    uses_question: ClassVar[bool] = True
     paper: ClassVar[str] = "OMAC (O-MARC), arXiv 2605.26584"
     needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
 

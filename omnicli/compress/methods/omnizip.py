@@ -70,9 +70,9 @@ class OmniZip(Published):
     neighbours: int = 5
 
     needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
-    selects_by: ClassVar[str] = "sound by encoder saliency; pictures by density and change, guided by the sound kept"
+    criterion: ClassVar[str] = "sound by encoder saliency; pictures by density and change, guided by the sound kept"
     paper: ClassVar[str] = "OmniZip, arXiv 2511.14582"
-    adds: ClassVar[str] = (
+    clean_differs: ClassVar[str] = (
         "Meets the budget of each modality exactly, also below a quarter of the pictures, where the released clipping "
         "misses it; sound guides the pictures of its own 2-second window of true time, and windows without sound get "
         "an even share. Anchors cover all of the sound left over instead of its beginning, and what they take up is "

@@ -23,7 +23,7 @@ class Random(Budgeted):
 
     seed: int = 0
 
-    selects_by: ClassVar[str] = "chance"
+    criterion: ClassVar[str] = "chance"
 
     def problems(self) -> list[str]:
         """Return what is wrong with the fields."""

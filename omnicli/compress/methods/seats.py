@@ -58,10 +58,10 @@ class Seats(Published):
     temperature: float | None = None
     keep_kv: bool | None = None
 
-    selects_by: ClassVar[str] = "distances weighted by encoder saliency; then the last token's attention"
-    asks: ClassVar[bool] = True
+    criterion: ClassVar[str] = "distances weighted by encoder saliency; then the last token's attention"
+    uses_question: ClassVar[bool] = True
     paper: ClassVar[str] = "SEATS: Stage-adaptive Token Selection for Efficient Omni-modal LLMs"
-    adds: ClassVar[str] = (
+    clean_differs: ClassVar[str] = (
         "Windows come from true time and are fixed before anything is dropped (the released code pairs whatever runs "
         "of tokens survive). Window relevances are z-scored before the softmax, since raw attention probabilities "
         "divided by 0.1 are all but equal and the question would steer nothing. Each modality's total is met exactly, "

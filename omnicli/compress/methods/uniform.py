@@ -25,7 +25,7 @@ _BITS = 8
 class Uniform(Budgeted):
     """Keep tokens evenly spaced in time and space."""
 
-    selects_by: ClassVar[str] = "even spacing in time and space"
+    criterion: ClassVar[str] = "even spacing in time and space"
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Choose evenly; the question plays no part."""

@@ -62,9 +62,9 @@ class VisionZip(Baseline):
     audio_window: int = 50
 
     needs: ClassVar[frozenset[str]] = frozenset({"saliency", "keys"})
-    selects_by: ClassVar[str] = "attention received in the encoder; the rest merges into evenly spaced tokens"
+    criterion: ClassVar[str] = "attention received in the encoder; the rest merges into evenly spaced tokens"
     paper: ClassVar[str] = "VisionZip (CVPR 2025); for film and sound as in SEATS, appendix B.2"
-    adds: ClassVar[str] = (
+    clean_differs: ClassVar[str] = (
         "Meets each modality's budget exactly, where two roundings per frame lose up to a token and a half, and groups "
         "by true time, where the released code cuts sound every 50 tokens whatever the model. Scores, similarities and "
         "sums are fp32 with ties to the earlier token."

@@ -235,7 +235,7 @@ def load_parts(
     from omnicli.models.weights.dummy import unfilled_model, weightless_model
 
     files = checkpoint.weight_files(name, folder)
-    if problems := account(settings, checkpoint.all_shapes(name, folder)):
+    if problems := check_weights(settings, checkpoint.all_shapes(name, folder)):
         raise ModelError(f"{name}: in {folder} {problems[0]}")
     if quantizer is None:
         parts: Parts = unfilled_model(Parts, settings, device, dtype)
@@ -251,8 +251,8 @@ def load_parts(
     return parts
 
 
-def account(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return what is wrong with weights of these names and shapes; see `OmniModel.account`."""
+def check_weights(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return what is wrong with weights of these names and shapes; see `OmniModel.check_weights`."""
     from omnicli.models.weights.dummy import unfilled_model
 
     empty = unfilled_model(Parts, settings, "meta", torch.float32)

@@ -24,7 +24,7 @@ from omnicli.models.attention import causal_attention, last_query_attention
 from omnicli.models.base import OmniModel, Part
 from omnicli.models.facts.qwen_omni import QwenOmniFacts
 from omnicli.models.mel import log_mel_maximum
-from omnicli.models.parts import AudioEncoder, EncodedAudio, EncodedClip, EncodedVideo, Grain, ModelInput, Prompt
+from omnicli.models.parts import AudioBlock, AudioEncoder, EncodedAudio, EncodedClip, EncodedVideo, ModelInput, Prompt
 from omnicli.models.preprocessing import WindowedAudioEncoder
 from omnicli.models.weights import checkpoint
 from omnicli.models.weights.dummy import Shrink, random_model
@@ -113,7 +113,7 @@ class QwenOmni(OmniModel):
     def _set_sound(self, mel_window: int, mirror_end: bool = False) -> None:
         """Set what follows from the sound tower's attention window (mel frames)."""
         self._mel_window, self._mirror_end = mel_window, mirror_end
-        self.grain = Grain(mel_window / 100, self._mel_bands, mirror_end)
+        self.audio_block = AudioBlock(mel_window / 100, self._mel_bands, mirror_end)
 
     @classmethod
     def load(
@@ -143,7 +143,7 @@ class QwenOmni(OmniModel):
             except RuntimeError as error:
                 if quantizer is not None and quantizer.failure is not None:
                     raise quantizer.failure from error
-                problems = cls.account(name, folder, checkpoint.all_shapes(name, folder))
+                problems = cls.check_weights(name, folder, checkpoint.all_shapes(name, folder))
                 if not problems:
                     raise
                 raise ModelError(f"{name}: in {folder} {problems[0]}") from error
@@ -171,8 +171,8 @@ class QwenOmni(OmniModel):
             raise ModelError(f"{name}: config.json in {folder} is not that of a {cls.family} ({reason})") from error
 
     @classmethod
-    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """See `OmniModel.account`."""
+    def check_weights(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """See `OmniModel.check_weights`."""
         from omnicli.models.weights.weight_check import by_stock_loader
 
         kept = {key: shape for key, shape in shapes.items() if not key.startswith(cls.facts_class.skips)}
@@ -209,7 +209,7 @@ class QwenOmni(OmniModel):
     @torch.no_grad()
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
         """See `OmniModel.encode_video`. uint8 goes to the device; normalising happens there."""
-        self.work("encoders")
+        self.activate("encoders")
         pre = self.preprocessing
         rows = layout.patchify(
             frames.to(self.device),
@@ -256,7 +256,7 @@ class QwenOmni(OmniModel):
 
         ``first``: they begin the sound.
         """
-        self.work("encoders")
+        self.activate("encoders")
         whole = mel.shape[1] // self._mel_window * self._mel_window
         pieces = []
         if whole:
@@ -321,7 +321,7 @@ class QwenOmni(OmniModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         """See `OmniModel.embed`."""
-        self.work("llm")
+        self.activate("llm")
         return self._text.embed_tokens(ids)
 
     def sequence(
@@ -389,7 +389,7 @@ class QwenOmni(OmniModel):
         attn, n = block.self_attn, hidden.shape[0]
         x = block.input_layernorm(hidden)
         key, query = self._keys(attn, x), self._queries(attn, x[-1:])
-        query, _ = self.rotate(query, query, *self.take(rope, slice(n - 1, n)))
+        query, _ = self.rotate(query, query, *self.slice_rope(rope, slice(n - 1, n)))
         _, key = self.rotate(key, key, *rope)
         return last_query_attention(query, key, attn.scaling)
 

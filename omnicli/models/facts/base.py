@@ -100,7 +100,7 @@ class Facts(abc.ABC):
         Values that the sound tower's convolutions hold per mel frame at their widest.
     levels : int
         Extra sets of features per picture token (deepstack).
-    experts : int
+    experts_per_token : int
         Experts that work on a token; 0: the layers have one MLP.
     vision, audio : Tower
     pictures : Preprocessing
@@ -142,7 +142,7 @@ class Facts(abc.ABC):
     mel_bands: int
     stem_values: int
     levels: int = 0
-    experts: int = 0
+    experts_per_token: int = 0
 
     @classmethod
     def read(cls, name: str, config: Mapping[str, Any], pictures: Preprocessing | Path | None = None) -> Self:
@@ -169,8 +169,8 @@ class Facts(abc.ABC):
     @property
     def layer_matrices(self) -> tuple[tuple[int, int, int], ...]:
         """(how many, rows, columns) of a layer's matrices, which are what is quantised: projections, MLP or experts."""
-        d, mlps = self.llm, self.llm.routed or 1
-        width = d.intermediate_size // (self.experts or 1)
+        d, mlps = self.llm, self.llm.num_experts or 1
+        width = d.intermediate_size // (self.experts_per_token or 1)
         return (
             (1, d.query_width + 2 * d.kv_width, d.hidden_size), (1, d.hidden_size, d.query_width),
             (2 * mlps, width, d.hidden_size), (mlps, d.hidden_size, width),

@@ -82,7 +82,7 @@ class Qwen3OmniMoeFacts(QwenOmniFacts):
         return audio["downsample_hidden_size"] * audio["num_mel_bins"] // 2
 
     @staticmethod
-    def _routed(text: Mapping[str, Any]) -> int:
+    def _num_experts(text: Mapping[str, Any]) -> int:
         return text["num_experts"]
 
     @staticmethod

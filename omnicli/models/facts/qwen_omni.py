@@ -46,7 +46,7 @@ class QwenOmniFacts(Facts):
             llm=Dimensions(
                 text["hidden_size"], cls._active_width(text), text["num_hidden_layers"], heads,
                 text["num_key_value_heads"], text.get("head_dim") or text["hidden_size"] // heads, text["vocab_size"],
-                cls._routed(text),
+                cls._num_experts(text),
             ),
             max_position=text["max_position_embeddings"],
             window_s=float(config.get("seconds_per_chunk") or 2.0),
@@ -62,7 +62,7 @@ class QwenOmniFacts(Facts):
             mel_bands=audio["num_mel_bins"],
             stem_values=cls._stem_values(audio),
             levels=len(vision.get("deepstack_visual_indexes") or ()),
-            experts=text.get("num_experts_per_tok") or 0,
+            experts_per_token=text.get("num_experts_per_tok") or 0,
         )  # fmt: skip
 
     @staticmethod
@@ -74,7 +74,7 @@ class QwenOmniFacts(Facts):
         return 2 * audio["d_model"]
 
     @staticmethod
-    def _routed(text: Mapping[str, Any]) -> int:
+    def _num_experts(text: Mapping[str, Any]) -> int:
         return 0
 
     @staticmethod

@@ -40,7 +40,16 @@ from omnicli.models.components import minicpm_o_weights as weights
 from omnicli.models.components.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder
 from omnicli.models.facts.minicpm_o import AUDIO, FACTS, PIECE_S, VERSION
 from omnicli.models.mel import SILENCE
-from omnicli.models.parts import KEYS, SALIENCY, AudioEncoder, EncodedAudio, EncodedClip, EncodedVideo, Grain, Prompt
+from omnicli.models.parts import (
+    KEYS,
+    SALIENCY,
+    AudioBlock,
+    AudioEncoder,
+    EncodedAudio,
+    EncodedClip,
+    EncodedVideo,
+    Prompt,
+)
 from omnicli.models.weights.dummy import filled, unfilled_model, weightless_model
 
 if TYPE_CHECKING:
@@ -69,8 +78,8 @@ class MiniCPMO(OmniModel):
 
     family = "minicpm_o"
     model_types, short_names, dummies = FACTS.model_types, FACTS.short_names, FACTS.dummies
-    grain = Grain(float(PIECE_S), AUDIO["num_mel_bins"])
-    records = True
+    audio_block = AudioBlock(float(PIECE_S), AUDIO["num_mel_bins"])
+    cuda_graph_safe = True
     experimental: ClassVar[str] = "written from published facts and not yet run on the released weights"
 
     def __init__(
@@ -110,9 +119,9 @@ class MiniCPMO(OmniModel):
         return cls(parts, settings, tokenizer, name=name, revision=revision, folder=folder, stop_ids=stop)
 
     @classmethod
-    def account(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """See `OmniModel.account`."""
-        return weights.account(weights.Settings.read(name, folder), shapes)
+    def check_weights(cls, name: str, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """See `OmniModel.check_weights`."""
+        return weights.check_weights(weights.Settings.read(name, folder), shapes)
 
     @classmethod
     def dummy(
@@ -144,7 +153,7 @@ class MiniCPMO(OmniModel):
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
         """See `OmniModel.encode_video`; any number of frames in any call."""
         self._check(capture)
-        self.work("encoders")
+        self.activate("encoders")
         return self._see(frames.to(self.device), capture)
 
     def measure_log_mel_max(self, blocks: Iterable[np.ndarray]) -> float:
@@ -159,7 +168,7 @@ class MiniCPMO(OmniModel):
         bands = self.settings.audio.num_mel_bins
 
         def hear(mel: Tensor) -> list[EncodedAudio]:
-            self.work("encoders")
+            self.activate("encoders")
             return self._hear(mel, capture)
 
         return PieceEncoder(hear, bands, max(1, round(batch_s / PIECE_S)))
@@ -199,7 +208,7 @@ class MiniCPMO(OmniModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         """See `OmniModel.embed`."""
-        self.work("llm")
+        self.activate("llm")
         return self._text.embed_tokens(ids)
 
     # ---- layer loop ----
@@ -233,7 +242,7 @@ class MiniCPMO(OmniModel):
         attn, n = block.self_attn, hidden.shape[0]
         x = block.input_layernorm(hidden)
         key, query = attn.k_norm(self._headed(attn.k_proj, x)), attn.q_norm(self._headed(attn.q_proj, x[-1:]))
-        query, _ = apply_rotary_pos_emb(query, query, *self.take(rope, slice(n - 1, n)))
+        query, _ = apply_rotary_pos_emb(query, query, *self.slice_rope(rope, slice(n - 1, n)))
         _, key = apply_rotary_pos_emb(key, key, *rope)
         return last_query_attention(query, key, attn.scaling)
 

@@ -46,7 +46,7 @@ class Qwen25Omni(QwenOmni):
     rotate = staticmethod(stock.apply_rotary_pos_emb)
     joined_marks = True
     position_dtype = torch.int64
-    records = True
+    cuda_graph_safe = True
 
     def __init__(self, thinker: Any, tokenizer: Any, **settings: Any) -> None:
         super().__init__(thinker, tokenizer, **settings)

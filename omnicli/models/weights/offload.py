@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Shelf:
+class OffloadedWeights:
     """The weights and buffers of some modules, which are in host memory when it is made, and stay there.
 
     Weights never change, so going back means to forget the copy on the device: nothing is written.
@@ -26,7 +26,7 @@ class Shelf:
             self._here += [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
         self._away = False
 
-    def fetch(self, device: torch.device) -> None:
+    def to_device(self, device: torch.device) -> None:
         """Copy the weights to the device, unless they are there."""
         if not self._away:
             with torch.inference_mode(False):  # what is made in it could not be used outside of it
@@ -34,7 +34,7 @@ class Shelf:
                     tensor.data = host.to(device)
             self._away = True
 
-    def put_back(self) -> None:
+    def to_host(self) -> None:
         """Take the weights in host memory again; the device's memory is free for others."""
         if self._away:
             for tensor, host in self._here:

@@ -1,6 +1,6 @@
 """Is a checkpoint what it should be: every file, every digest the hub recorded, every weight. Without the network.
 
-Loads no weight, but reads every byte. Knows no family: which weights belong there, `OmniModel.account` tells.
+Loads no weight, but reads every byte. Knows no family: which weights belong there, `OmniModel.check_weights` tells.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _check_weights(name: str, folder: Path, found: Verdict) -> None:
             f"{checkpoint.INDEX}: {len(wrong)} weights are not where it says, the first is {wrong[0]}"
         )
         return
-    problems = family.account(name, folder, shapes)
+    problems = family.check_weights(name, folder, shapes)
     if problems is not None:
         found.accounted = not problems
         found.problems += problems

@@ -132,7 +132,7 @@ def literal(tokens: MediaTokens, method: FastVID) -> tuple[list[int], dict[int, 
 def test_equals_a_loop_over_frames_and_tokens(mode, fields):
     for seed, pictures, retention in ((0, 2, 0.4), (1, 3, 0.3), (2, 1, 0.65)):
         tokens = film(seed, pictures=pictures)
-        method = FastVID.at(retention, mode=mode, **fields)
+        method = FastVID.with_retention(retention, mode=mode, **fields)
         selection = method.compress(tokens, query())
         rows, merged = literal(tokens, method)
         video = [i for i in selection.indices.tolist() if tokens.modality[i] == 0]
@@ -147,7 +147,7 @@ def test_equals_a_loop_over_frames_and_tokens(mode, fields):
 
 
 def test_small_batches_change_nothing(monkeypatch):
-    tokens, method = film(3, blocks=12), FastVID.at(0.4, segments=2, threshold=0.3, anchor_step=2)
+    tokens, method = film(3, blocks=12), FastVID.with_retention(0.4, segments=2, threshold=0.3, anchor_step=2)
     whole = method.compress(tokens, query())
     monkeypatch.setattr("omnicli.compress.methods.fastvid.MEMORY", 400)
     parts = method.compress(tokens, query())
@@ -225,7 +225,7 @@ def test_black_frames_keep_their_first_tokens(mode, value):
 def test_every_clip_works_in_both_modes(mode, ignore, kind):
     tokens = CLIPS[kind]
     before = tokens.features.clone()
-    method = FastVID.at(0.3, mode=mode, ignore=ignore)
+    method = FastVID.with_retention(0.3, mode=mode, ignore=ignore)
     selection = method.compress(tokens, query(dtype=tokens.features.dtype))
     kept = tokens.select(selection)
     assert len(kept) >= 1 and bool((selection.indices[1:] > selection.indices[:-1]).all())
@@ -237,7 +237,7 @@ def test_every_clip_works_in_both_modes(mode, ignore, kind):
     assert torch.equal(tokens.features, before)
     again = method.compress(tokens, query())
     assert torch.equal(again.indices, selection.indices) and again.report == selection.report
-    whole = FastVID.at(1.0, mode=mode, ignore=ignore).compress(tokens, query())
+    whole = FastVID.with_retention(1.0, mode=mode, ignore=ignore).compress(tokens, query())
     assert whole.features is None and whole.indices.numel() == len(tokens)
 
 
@@ -245,13 +245,13 @@ def test_every_clip_works_in_both_modes(mode, ignore, kind):
 @pytest.mark.parametrize("retention", [0.05, 0.5, 0.97])
 def test_clean_budget_is_exact_on_a_static_film(retention, ignore):
     tokens = film(5, blocks=9, pictures=3, scenes=1)
-    method = FastVID.at(retention, segments=1, threshold=-1.0, ignore=ignore)
+    method = FastVID.with_retention(retention, segments=1, threshold=-1.0, ignore=ignore)
     assert method.compress(tokens, query()).report["budget"] == method.plan(tokens).to_dict()
 
 
 def test_ignored_frames_keep_nothing_in_official_mode():
     tokens = film(6, scenes=1, ragged=False)
-    method = FastVID.at(0.5, mode="official", segments=1, threshold=-1.0, ignore=-1.0)
+    method = FastVID.with_retention(0.5, mode="official", segments=1, threshold=-1.0, ignore=-1.0)
     kept = tokens.select(method.compress(tokens, query()))
     assert torch.unique(kept.start_s[kept.modality == 0]).tolist() == [13.0]  # of 14 frames, one a second, the last
 
@@ -276,7 +276,7 @@ def test_needs_follow_the_mode():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_missing_saliency_and_broken_embeddings_are_model_errors(mode):
-    tokens, method = clip(), FastVID.at(0.3, mode=mode)
+    tokens, method = clip(), FastVID.with_retention(0.3, mode=mode)
     with pytest.raises(ModelError, match="saliency"):
         method.compress(dataclasses.replace(tokens, saliency=None), query())
     tokens.features[2, 3] = torch.nan

@@ -137,7 +137,7 @@ def test_equals_a_loop_over_chunks_and_tokens(mode, trained, tmp_path):
     judge = (lambda v, a: made(v, a).detach()) if trained else nearest_picture
     for seed, pictures, retention in ((0, 2, 0.4), (1, 3, 0.25), (2, 1, 0.6)):
         tokens = film(seed, pictures)
-        method = OmniSIFT.at(retention, mode=mode, selector=selector)
+        method = OmniSIFT.with_retention(retention, mode=mode, selector=selector)
         selection = method.compress(tokens, query())
         assert selection.indices.tolist() == literal(tokens, method, judge)
         assert selection.report["selector"] == ("mine.safetensors" if trained else "untrained")
@@ -147,7 +147,7 @@ def test_equals_a_loop_over_chunks_and_tokens(mode, trained, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_small_batches_change_nothing(mode, monkeypatch, tmp_path):
-    tokens, method = film(4, blocks=12), OmniSIFT.at(0.4, mode=mode, selector=saved(tmp_path, network()))
+    tokens, method = film(4, blocks=12), OmniSIFT.with_retention(0.4, mode=mode, selector=saved(tmp_path, network()))
     whole = method.compress(tokens, query()).indices
     monkeypatch.setattr("omnicli.compress.methods.omnisift.MEMORY", 400)
     monkeypatch.setattr("omnicli.compress.methods.omnisift.PIECE", 3)
@@ -187,14 +187,14 @@ def test_official_sound_alone_in_its_chunk_stays(sounds, left):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_clip_works_in_both_modes(mode, kind):
     for tokens in (CLIPS[kind], timed(CLIPS[kind])):
-        method = OmniSIFT.at(0.3, mode=mode)
+        method = OmniSIFT.with_retention(0.3, mode=mode)
         selection = method.compress(tokens, query())
         kept = tokens.select(selection)
         assert len(kept) >= 1 and bool((selection.indices[1:] > selection.indices[:-1]).all())
         assert selection.report["budget"] == {"video": kept.count(Modality.VIDEO), "audio": kept.count(Modality.AUDIO)}
         assert selection.features is None
         assert torch.equal(method.compress(tokens, query()).indices, selection.indices)
-        assert OmniSIFT.at(1.0, mode=mode).compress(tokens, query()).indices.numel() == len(tokens)
+        assert OmniSIFT.with_retention(1.0, mode=mode).compress(tokens, query()).indices.numel() == len(tokens)
     if kind == "audio only" and mode == "official":
         assert len(kept) == len(tokens)
 
@@ -216,7 +216,7 @@ def test_black_frames_keep_their_first_tokens(mode, value):
 def test_bf16_is_scored_in_fp32(tmp_path):
     tokens = timed(clip(dtype=torch.bfloat16, pictures=2))
     wide = dataclasses.replace(tokens, features=tokens.features.float())
-    method = OmniSIFT.at(0.4, selector=saved(tmp_path, network()))
+    method = OmniSIFT.with_retention(0.4, selector=saved(tmp_path, network()))
     assert torch.equal(method.compress(tokens, query()).indices, method.compress(wide, query()).indices)
 
 
@@ -264,16 +264,16 @@ def network_of_the_paper() -> nn.Module:
 
 def test_auto_takes_the_selector_beside_the_model(tmp_path):
     assert OmniSIFT().bind(tmp_path).selector == "untrained"
-    assert OmniSIFT.at(0.3).compress(clip(), query()).report["selector"] == "untrained"
+    assert OmniSIFT.with_retention(0.3).compress(clip(), query()).report["selector"] == "untrained"
     saved(tmp_path, network())
     (tmp_path / "mine.safetensors").rename(tmp_path / SELECTOR_FILE)
-    bound = OmniSIFT.at(0.3).bind(tmp_path)
+    bound = OmniSIFT.with_retention(0.3).bind(tmp_path)
     assert bound.compress(clip(), query()).report["selector"] == SELECTOR_FILE
     assert OmniSIFT(selector="untrained").bind(tmp_path).selector == "untrained"
 
 
 def test_selector_of_another_width_is_a_config_error(tmp_path):
-    method = OmniSIFT.at(0.3, selector=saved(tmp_path, network()))
+    method = OmniSIFT.with_retention(0.3, selector=saved(tmp_path, network()))
     with pytest.raises(ConfigError, match=r"width 16, not 8"):
         method.compress(clip(width=8), query(8))
 
@@ -310,7 +310,7 @@ def test_broken_embeddings_are_an_error_not_an_answer(mode, row):
     tokens = timed(clip())
     tokens.features[row, 2] = torch.nan
     with pytest.raises(ModelError, match="not finite"):
-        OmniSIFT.at(0.3, mode=mode).compress(tokens, query())
+        OmniSIFT.with_retention(0.3, mode=mode).compress(tokens, query())
 
 
 def test_impossible_settings_are_config_errors():

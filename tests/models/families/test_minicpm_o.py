@@ -323,7 +323,7 @@ def _seen(length):
 def test_blocks_of_thirty_seconds_are_independent_of_the_rest(omni):
     samples = tiny.sound(95.0)
     blocks = needle_sound.SoundBlocks(omni, BOTH)
-    assert blocks.grain == omni.grain and omni.grain.seconds == 30
+    assert blocks.audio_block == omni.audio_block and omni.audio_block.seconds == 30
     sound = blocks.encode(samples)
     other = samples.copy()
     other[40 * RATE : 42 * RATE] = 3 * tiny.sound(2.0, seed=5)

@@ -15,6 +15,7 @@ import torch
 from omnicli import pipeline
 from omnicli.config.config import load_config
 from omnicli.encode.cache import Cache
+from omnicli.encode.film import load_film
 from omnicli.errors import ModelError
 from omnicli.models import loading
 from omnicli.models.loading import load_model
@@ -155,7 +156,7 @@ def test_only_the_weights_of_the_llms_layers_change(folders, name, kind):
     values = sum(before[key].numel() for key in gone)
     d = plain.facts.llm
     heads = d.depth * d.hidden_size * 2 * (d.query_width + d.kv_width)
-    experts = d.routed // plain.facts.experts if d.routed else 1
+    experts = d.num_experts // plain.facts.experts_per_token if d.num_experts else 1
     assert values == heads + 3 * d.depth * d.hidden_size * d.intermediate_size * experts
     shrunk = stored(plain) - stored(model)
     per_value = 1.0 if kind == "int8" else 0.5 + 4 / quantize.BLOCK
@@ -245,13 +246,11 @@ assert sys.modules["kernels"] is kernels and "bitsandbytes" in sys.modules
 
 def test_a_film_is_encoded_to_the_same_bits_and_found_in_the_cache(folders, film, tmp_path):
     cache, config = Cache(tmp_path / "cache"), load_config("avoc")
-    first = pipeline.look(
-        film, config.media, config.compressor.needs, load_model(folders["qwen2.5"], "cpu"), cache=cache
-    )
+    first = load_film(film, config.media, config.compressor.needs, load_model(folders["qwen2.5"], "cpu"), cache=cache)
     for kind in KINDS:
         model = load_model(folders["qwen2.5"], "cpu", quantize=kind)
-        anew = pipeline.look(film, config.media, config.compressor.needs, model)
-        kept = pipeline.look(film, config.media, config.compressor.needs, model, cache=cache)
+        anew = load_film(film, config.media, config.compressor.needs, model)
+        kept = load_film(film, config.media, config.compressor.needs, model, cache=cache)
         assert kept.cached and not anew.cached
         for other in (anew, kept):
             assert torch.equal(first.media.clip.tokens.features, other.media.clip.tokens.features)
@@ -276,7 +275,7 @@ class Device:
     def __init__(self, model, monkeypatch):
         self.log = []
         model.offload(torch.device("cpu"))
-        for part, there in model._shelves.items():
+        for part, there in model._offloaded.items():
             good = [host.clone() for _, host in there._here]
             for _, host in there._here:
                 host.fill_(math.nan) if host.is_floating_point() else host.zero_()
@@ -318,7 +317,7 @@ def test_what_works_is_on_the_device_and_the_rest_is_not(folders, film, name, ki
 def test_a_shelf_copies_and_forgets(monkeypatch):
     layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).requires_grad_(False)
     host = [t.data_ptr() for t in (*layer.parameters(), *layer.buffers())]
-    own = shelf.Shelf([layer])
+    own = shelf.OffloadedWeights([layer])
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self.clone())  # as to another device
     with torch.inference_mode():
         own.fetch(torch.device("cpu"))
