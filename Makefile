@@ -17,7 +17,6 @@ test:
 
 docs:  ## regenerate the pages that are made from the code
 	$(PYTHON) docs/generate.py
-	$(PYTHON) -m omnicli.docs
 
 EVAL = $(PYTHON) -m omnicli.train.pocket_eval --card omnicli/models/pocket/card.json --ask "What number" \
 	--ask "What is the secret"

@@ -3,4 +3,6 @@
 Importing this package imports neither torch nor transformers.
 """
 
-__version__ = "0.1.0"
+from omnicli.version import __version__
+
+__all__ = ["__version__"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omnicli.answer import result as facts
+from omnicli.answer import result
 from omnicli.answer.evidence import layers as middle
 from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.errors import MemoryLimitError
@@ -120,7 +120,7 @@ def answer(
         on_text(first)
         for piece in text:
             on_text(piece)
-    return facts.answer(
+    return result.answer(
         film, question, config, model, clip=clip, prompt_length=length, kept=kept, selection=selection, read=read,
         reused=reads.reused, text=text, times=film.times + clock.report(), first_token_s=film.times.wall_s + first_s,
         recorder=recorder, history=history,

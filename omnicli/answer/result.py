@@ -8,20 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
-import resource
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omnicli import __version__
 from omnicli.answer import evidence
-from omnicli.models import timescale
+from omnicli.models import identity, timescale
 from omnicli.planning import flops as cost
 from omnicli.types import Answer, MediaTokens, Modality, Selection
+from omnicli.utils import memory
 
 if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
@@ -47,11 +44,11 @@ def answer(
     counts |= {"text": around, "reused": reused, "generated": len(text.token_ids), "selection": selection.report}
     counts |= {"timeline": timeline(clip.tokens, kept)}
     return Answer(
-        id=identity(film.info.path, question, config, history),
+        id=answer_id(film.info.path, question, config, history),
         media=str(film.info.path),
         question=question,
         answer=text.text.strip(),
-        model=model(used),
+        model=identity.of_model(used),
         preset=config.preset,
         config=config.to_dict(),
         media_used=film.media.used,
@@ -61,27 +58,20 @@ def answer(
         busy={name: round(seconds, 4) for name, seconds in times.busy.items()},
         wall_s=round(times.wall_s, 4),
         time_to_first_token_s=round(first_token_s, 4),
-        peak_memory=peak_memory(*used.devices),
-        flops=cost.prefill_flops(used, around, len(clip.tokens), read.by_layer),
+        peak_memory=memory.process_peaks(*used.devices),
+        flops=cost.prefill_flops(used.facts.llm, around, len(clip.tokens), read.by_layer),
         evidence=[] if recorder is None else evidence.ranges(kept, recorder.scores()),
         warnings=[*film.media.warnings, *cautions(used, clip, config, text.next_position - 1)],
-        versions=versions(),
+        versions=identity.versions(),
         cached=film.cached,
     )
 
 
-def identity(path: Path, question: str, config: Config, history: Sequence[tuple[str, str]] = ()) -> str:
+def answer_id(path: Path, question: str, config: Config, history: Sequence[tuple[str, str]] = ()) -> str:
     """Return 12 hex digits that are equal for the same file name and size, question, history and settings."""
     size = path.stat().st_size if path.is_file() else None
     facts = [path.name, size, question, config.to_dict(), *history]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def model(used: OmniModel) -> dict[str, str]:
-    """Return which model answered, in which number format, where, and in what its LLM's weights are."""
-    dtype = str(used.dtype).removeprefix("torch.")
-    return {"name": used.name, "revision": used.revision, "dtype": dtype, "device": ",".join(map(str, used.devices)),
-            "quantize": used.quantized}  # fmt: skip
 
 
 def positions(clip: EncodedClip, used: OmniModel) -> dict[str, float | None]:
@@ -151,26 +141,3 @@ def timeline(clip: MediaTokens, kept: MediaTokens) -> dict[str, Any]:
 def _shares(names: Iterable[str], shares: Sequence[float], there: Sequence[int]) -> dict[str, float | None]:
     """Name shares; of what a file does not hold there is none."""
     return {name: round(s, 6) if n else None for name, s, n in zip(names, shares, there, strict=True)}
-
-
-def peak_memory(*devices: torch.device) -> dict[str, int | None]:
-    """Return the peaks in bytes so far: of the process, and of the devices' allocators, added up."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    cuda = [device for device in devices if device.type == "cuda"]
-    on_device = sum(map(torch.cuda.max_memory_allocated, cuda)) if cuda else None
-    return {"host_bytes": host, "device_bytes": on_device}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a result depends on."""
-    import av
-    import transformers
-
-    return {
-        "omni": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "av": av.__version__,
-    }

@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnicli.answer import result as facts
+from omnicli.answer import result
 from omnicli.batch.choices import chosen
+from omnicli.models import identity
 from omnicli.types import Answer
 
 if TYPE_CHECKING:
@@ -38,14 +39,14 @@ def _empty(item: Item, config: Config) -> dict[str, Any]:
     """Return an answer's keys with null for what only an answer has."""
     return dict.fromkeys((f.name for f in dataclasses.fields(Answer)), None) | {
         "schema": Answer.schema,
-        "id": facts.identity(Path(item.media), item.question, config),
+        "id": result.answer_id(Path(item.media), item.question, config),
         "media": item.media,
         "question": item.question,
         "preset": config.preset,
         "config": config.to_dict(),
         "evidence": [],
         "warnings": [],
-        "versions": facts.versions(),
+        "versions": identity.versions(),
     }
 
 

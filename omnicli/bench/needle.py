@@ -84,10 +84,10 @@ class Needle:
         """Return the sentence as it is said, (n,) float32 at 16 kHz, in a voice that no model was trained on."""
         if self.wave is not None:
             return self.wave
-        from omnicli.train import soundscape, speech, world
+        from omnicli.train import script, soundscape, speech, world
 
         voice = speech.HELD_OUT_VOICES[self.seed % len(speech.HELD_OUT_VOICES)]
-        event = world.Event("voice", 0.0, 0.0, world.number_words(self.digits), seed=self.seed, voice=voice)
+        event = script.Event("voice", 0.0, 0.0, world.number_words(self.digits), seed=self.seed, voice=voice)
         return soundscape.voice_wave(event)[0]
 
     def drawn(self, frame: np.ndarray) -> np.ndarray:

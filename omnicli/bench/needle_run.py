@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from omnicli import pipeline
-from omnicli.answer import result as facts
 from omnicli.bench.needle import FPS, QUESTION, Grid, Needle, found, make_needle
 from omnicli.bench.needle_film import Haystack, Prefix
 from omnicli.config.config import Config
@@ -28,6 +27,7 @@ from omnicli.config.settings import MediaConfig
 from omnicli.encode.encode import Progress
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError, UsageError
 from omnicli.media.probe import MediaInfo
+from omnicli.models import identity
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES, SALIENCIES
 from omnicli.train.pocket_eval import wilson
@@ -343,7 +343,7 @@ class Run:
             "kind": "needle",
             "date": time.strftime("%Y-%m-%d"),
             "machine": _machine(),
-            "versions": facts.versions(),
+            "versions": identity.versions(),
             "question": QUESTION,
             "grid": json.loads(json.dumps(dataclasses.asdict(self.grid))),
             "haystacks": [source.identity for source in self.sources],

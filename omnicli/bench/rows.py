@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omnicli.answer import result as facts
 from omnicli.bench.fixed_length import agreement
 from omnicli.bench.measure import REFERENCE, Measured, Outcome
+from omnicli.models import identity
 
 if TYPE_CHECKING:
     from omnicli.config.config import Config
@@ -65,7 +65,7 @@ def report(
         "media": {**media, "used": None if outcome.used is None else vars(outcome.used)},
         "question": question,
         "expected": expected,
-        "model": facts.model(model),
+        "model": identity.of_model(model),
         "machine": machine(model),
         "settings": {
             "media": settings["media"],
@@ -75,7 +75,7 @@ def report(
         },
         "rows": rows,
         "notes": [*outcome.warnings, *_notes(rows)],
-        "versions": facts.versions(),
+        "versions": identity.versions(),
     }
 
 

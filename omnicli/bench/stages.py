@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from omnicli.answer import result as facts
 from omnicli.bench.columns import origin, rounds
 from omnicli.bench.rows import machine, spread
 from omnicli.bench.table import NOTHING, Cells, Sheet, number
@@ -25,6 +24,7 @@ from omnicli.media import audio, sampling, video
 from omnicli.media.container import DecodeStats
 from omnicli.media.pieces import batched
 from omnicli.media.probe import MediaInfo, probe
+from omnicli.models import identity
 
 if TYPE_CHECKING:
     from omnicli.config.settings import MediaConfig
@@ -65,7 +65,7 @@ def profile(
         "schema": 1,
         "kind": "bench_stages",
         "media": media,
-        "model": facts.model(model),
+        "model": identity.of_model(model),
         "machine": machine(model),
         "settings": {"media": vars(settings), "repeat": repeat, "warmup": warmup},
         "rows": [
@@ -74,7 +74,7 @@ def profile(
             for name in parts
         ],
         "notes": list(info.problems),
-        "versions": facts.versions(),
+        "versions": identity.versions(),
     }
 
 

@@ -15,10 +15,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from omnicli import __version__
 from omnicli.cli import commands
 from omnicli.cli.options import is_verbose, set_verbose
 from omnicli.errors import OmniError, near_names
+from omnicli.version import __version__
 
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2

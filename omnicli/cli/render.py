@@ -12,26 +12,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from omnicli.utils.timing import LABELS
+
 if TYPE_CHECKING:
     from omnicli.types import Answer
 
-LABELS = {
-    "probe": "look at the file",
-    "load": "load the model",
-    "cache": "read or keep tokens",
-    "decode_video": "decode pictures",
-    "decode_audio": "decode sound",
-    "preprocess": "preprocess",
-    "encode_video": "encode pictures",
-    "encode_audio": "encode sound",
-    "compress": "compress",
-    "prefill": "prefill",
-    "select_in_llm": "  of it, selection",
-    "generate": "generate",
-    "other": "other",
-    "measure": "measure loudness",
-    "render": "write the film",
-}
 PER_QUESTION = frozenset({"compress", "prefill", "select_in_llm", "generate"})
 """Stages that every question goes through by itself; their progress is counted in tokens, that of others in seconds."""
 

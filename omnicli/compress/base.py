@@ -128,6 +128,16 @@ class Compressor:
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
+def acts(cls: type[Compressor]) -> str:
+    """Return where a method works: before the LLM, inside it, or both."""
+    where = [
+        place
+        for name, place in (("compress", "before the LLM"), ("prune", "inside the LLM"))
+        if getattr(cls, name) is not getattr(Compressor, name)
+    ]
+    return " and ".join(where) or "-"
+
+
 def everything(tokens: MediaTokens, **report: Any) -> Selection:
     """Return the selection of all tokens, with budgets in its report."""
     indices = torch.arange(len(tokens), device=tokens.features.device)
@@ -145,4 +155,4 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-__all__ = ["MODALITIES", "Compressor", "counts", "everything"]
+__all__ = ["MODALITIES", "Compressor", "acts", "counts", "everything"]

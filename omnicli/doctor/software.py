@@ -6,9 +6,9 @@ import importlib
 import importlib.metadata
 import platform
 
-from omnicli import __version__
 from omnicli.doctor.check import Check, line, result
 from omnicli.doctor.pairs import PAIRS, bad
+from omnicli.version import __version__
 
 PACKAGES = ("torch", "torchaudio", "transformers", "av", "numpy", "safetensors", "pyyaml", "rich", "typer", "pillow")
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "aac", "mp3", "opus", "vorbis", "flac", "ac3")

@@ -215,7 +215,7 @@ class Entry:
                 self.cache.give_up(error)
 
     def _about(self, info: MediaInfo, media: Encoded) -> dict[str, object]:
-        from omnicli.answer import result as facts
+        from omnicli.models import identity
         from omnicli.types import Modality
 
         return {
@@ -223,22 +223,22 @@ class Entry:
             "path": os.path.abspath(info.path),
             "duration_s": round(info.duration_s, 3),
             "model": {
-                k: v for k, v in facts.model(self.model).items() if k != "quantize"
+                k: v for k, v in identity.of_model(self.model).items() if k != "quantize"
             },  # tokens do not depend on it
             "tokens": {m.name.lower(): media.clip.tokens.count(m) for m in Modality},
             "media": self.settings.encoding(),
             "capture": sorted(self.capture),
-            "versions": facts.versions(),
+            "versions": identity.versions(),
         }
 
 
 def _way(settings: MediaConfig, capture: frozenset[str], model: OmniModel) -> str:
     """Return 32 hex digits of everything but the film that its tokens depend on."""
-    from omnicli.answer import result as facts
+    from omnicli.models import identity
 
     family = Path(inspect.getfile(type(model)))  # may come from another package
     way = [
-        CACHE_VERSION, _CODE, fingerprint.source([family]), facts.versions(), model.fingerprint, str(model.dtype),
+        CACHE_VERSION, _CODE, fingerprint.source([family]), identity.versions(), model.fingerprint, str(model.dtype),
         model.device.type, settings.encoding(), sorted(capture),
     ]  # fmt: skip
     return hashlib.blake2b(json.dumps(way, sort_keys=True).encode(), digest_size=16).hexdigest()

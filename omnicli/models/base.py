@@ -33,6 +33,7 @@ from omnicli.models.parts import (
     EncodedAudio,
     EncodedClip,
     EncodedVideo,
+    LayerCache,
     ModelInput,
     Prompt,
     Tokenizer,
@@ -42,7 +43,6 @@ from omnicli.models.weights.offload import OffloadedWeights
 from omnicli.types import MediaTokens, Query
 
 if TYPE_CHECKING:
-    from omnicli.llm.kv import KVCache
     from omnicli.models.facts.base import Facts
     from omnicli.models.weights.quantize import Quantizer
 
@@ -379,7 +379,7 @@ class OmniModel(abc.ABC):
 
     @abc.abstractmethod
     def layer(
-        self, index: int, hidden: Tensor, rope: Any, cache: KVCache | None, last_attention: bool = False
+        self, index: int, hidden: Tensor, rope: Any, cache: LayerCache | None, last_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Run decoder layer ``index`` on hidden states (n, D) that follow what the cache holds; causal.
 

@@ -194,6 +194,16 @@ class Tokenizer(Protocol):
         """Return the text of ``ids`` without special tokens; an unfinished character becomes U+FFFD."""
 
 
+class LayerCache(Protocol):
+    """The keys and values that a layer appends to and attends to; `omnicli.llm.kv.KVCache` is one."""
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append (1, kv_heads, n, head_dim) and return all keys and values (1, kv_heads, kv, head_dim) of the layer."""
+
+    def seen(self, layer: int) -> Tensor | None:
+        """Return which of the rows that `update` returned are there (kv,) bool; None: all are."""
+
+
 class AudioEncoder(abc.ABC):
     """A stream: 16 kHz mono samples in, encoded pieces out, in exact windows of the model. One per clip."""
 

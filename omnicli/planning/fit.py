@@ -10,30 +10,19 @@ import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from omnicli.config.config import Config, load_config
 from omnicli.errors import MediaError, MemoryLimitError, ModelError, UnknownFamilyError
 from omnicli.models.weights import devices as cards
 from omnicli.planning import machine
-from omnicli.planning.plan import Plan, make_plan
+from omnicli.planning.plan import Change, Plan, make_plan
 
 if TYPE_CHECKING:
     from omnicli.media.probe import MediaInfo
 
 _STEPS = 6
 """How often a budget is made smaller."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of settings that makes a run fit: in words, and the settings; ``model`` if that is what changes."""
-
-    text: str
-    config: Config
-    plan: Plan
-    model: bool = False
 
 
 def smaller(config: Config) -> tuple[Config, str]:

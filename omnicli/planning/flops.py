@@ -11,59 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from omnicli.models.base import OmniModel
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """The sizes of an LLM that arithmetic needs.
-
-    Attributes
-    ----------
-    intermediate_size : int
-        Width of the gated MLP that one token goes through: with experts, their width times how many are active.
-    num_experts : int
-        Experts that a router scores for each token; 0: none.
-    """
-
-    hidden_size: int
-    intermediate_size: int
-    depth: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    num_experts: int = 0
-
-    @classmethod
-    def of(cls, model: OmniModel | Dimensions) -> Dimensions:
-        """Return the dimensions of a model."""
-        if isinstance(model, Dimensions):
-            return model
-        return cls(
-            model.hidden_size, model.intermediate_size, model.depth, model.heads, model.kv_heads, model.head_dim,
-            model.vocab_size, getattr(model, "num_experts", 0),
-        )  # fmt: skip
-
-    @property
-    def query_width(self) -> int:
-        """Width of all queries of a token."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Width of all keys, or all values, of a token."""
-        return self.kv_heads * self.head_dim
-
-    @property
-    def token_macs(self) -> int:
-        """MACs of one layer per token, attention between tokens apart."""
-        projections = 2 * self.hidden_size * (self.query_width + self.kv_width)
-        return projections + self.hidden_size * (3 * self.intermediate_size + self.num_experts)
-
+from omnicli.models.facts.dimensions import Dimensions
 
 QWEN2_5_OMNI_7B = Dimensions(3584, 18944, 28, 28, 4, 128, 152064)
 QWEN2_5_OMNI_3B = Dimensions(2048, 11008, 36, 16, 2, 128, 151936)
@@ -144,9 +94,7 @@ def layer_lengths(text: int, by_layer: Sequence[Sequence[int]], depth: int) -> l
     return [text + int(kept) for (first, kept), end in spans for _ in range(int(first), end)]
 
 
-def prefill_flops(
-    model: OmniModel | Dimensions, text: int, media: int, by_layer: Sequence[Sequence[int]]
-) -> dict[str, float | None]:
+def prefill_flops(d: Dimensions, text: int, media: int, by_layer: Sequence[Sequence[int]]) -> dict[str, float | None]:
     """Return ``{"prefill": of this run, "full_prefill": had all media tokens been kept}``.
 
     Parameters
@@ -156,7 +104,6 @@ def prefill_flops(
     by_layer : sequence of (first_layer, media tokens)
         How many media tokens each range of layers worked on.
     """
-    d = Dimensions.of(model)
     pruned = prefill(d, layer_lengths(text, by_layer, d.depth))
     return {"prefill": pruned.flops, "full_prefill": prefill(d, [text + media] * d.depth).flops}
 
@@ -299,7 +246,6 @@ __all__ = [
     "QWEN3_OMNI_30B",
     "TRUE",
     "Convention",
-    "Dimensions",
     "EncoderDims",
     "Work",
     "audio_macs",

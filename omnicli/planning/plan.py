@@ -21,7 +21,6 @@ from omnicli.planning import machine
 if TYPE_CHECKING:
     from omnicli.media.probe import MediaInfo
     from omnicli.models.facts.base import Facts
-    from omnicli.planning.fit import Change
 
 SCHEMA = 1
 TEXT_TOKENS = 64
@@ -132,6 +131,16 @@ class Plan:
     def fits(self) -> bool:
         """Whether it fits this machine and the model's context."""
         return not self.problems
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of settings that makes a run fit: in words, and the settings; ``model`` if that is what changes."""
+
+    text: str
+    config: Config
+    plan: Plan
+    model: bool = False
 
 
 def make_plan(info: MediaInfo, config: Config) -> Plan:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from omnicli import __version__
-from omnicli.cli.render import LABELS
 from omnicli.config.config import precision
 from omnicli.errors import MediaError
 from omnicli.report import repeat
 from omnicli.report.draw import KINDS, Point, bar, heat_strip, memory, percent, scatter, size, span, text
 from omnicli.report.rows import Row
 from omnicli.report.style import CSS
+from omnicli.utils.timing import LABELS
+from omnicli.version import __version__
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may do with the page: show it."""

@@ -11,9 +11,10 @@ from typing import Any
 
 from omnicli.train import speech
 from omnicli.train.scene import render_frame
+from omnicli.train.script import Film
 from omnicli.train.soundscape import render_sound
 from omnicli.train.speech import SAMPLE_RATE
-from omnicli.train.world import Film, make_film
+from omnicli.train.world import make_film
 
 DEMO_CRF = 30
 """Coarse enough to drop most of the film's noise: an hour takes 30 to 60 MB instead of 800, and less time."""

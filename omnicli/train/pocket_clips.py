@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omnicli.train import pocket_data as data
 from omnicli.train import pocket_model as arch
-from omnicli.train import world
+from omnicli.train import script
 from omnicli.train.pocket_pool import CHATTER_BLOCKS, UTTERANCE_BLOCKS, Pool
 
 NO_PLACE = 6
@@ -313,14 +313,14 @@ def _ask(rng: np.random.Generator, wanted: str, script: _Script) -> tuple[str, s
 def _ask_across(rng: np.random.Generator, rings: list[tuple[int, int, int]]) -> tuple[str, str, None, int]:
     """Ask across the senses, or for the presence of a shape."""
     colour, shape, ring = rings[int(rng.integers(len(rings)))]
-    name = f"{data.COLOUR_NAMES[colour]} {world.SHAPES[shape]}"
+    name = f"{data.COLOUR_NAMES[colour]} {script.SHAPES[shape]}"
     roll = rng.random()
     if roll < 0.4:
-        text = f"What colour is the shape when the {world.SOUNDS[ring]} is heard?"
+        text = f"What colour is the shape when the {script.SOUNDS[ring]} is heard?"
         return *_choices(rng, text, data.COLOUR_NAMES[colour], data.COLOUR_NAMES), None, colour
     if roll < 0.8:
         return (
-            *_choices(rng, f"What sound is heard when the {name} appears?", world.SOUNDS[ring], world.SOUNDS),
+            *_choices(rng, f"What sound is heard when the {name} appears?", script.SOUNDS[ring], script.SOUNDS),
             None,
             -1,
         )
@@ -329,7 +329,7 @@ def _ask_across(rng: np.random.Generator, rings: list[tuple[int, int, int]]) -> 
         there = {(c, s) for c, s, _ in rings}
         absent = [(c, s) for c in range(data.NO_COLOUR) for s in range(data.NO_SHAPE) if (c, s) not in there]
         colour, shape = absent[int(rng.integers(len(absent)))]
-    return f"Is there a {data.COLOUR_NAMES[colour]} {world.SHAPES[shape]}?", "yes" if present else "no", None, -1
+    return f"Is there a {data.COLOUR_NAMES[colour]} {script.SHAPES[shape]}?", "yes" if present else "no", None, -1
 
 
 def _choices(rng: np.random.Generator, text: str, answer: str, names: Sequence[str]) -> tuple[str, str]:

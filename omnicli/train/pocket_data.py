@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from omnicli.train import scene, soundscape, speech, world
+from omnicli.train import scene, script, soundscape, speech
 from omnicli.train.pocket_model import BLOCK_TOKENS, GRID, HEIGHT, PATCH, WIDTH
 from omnicli.train.speech import SAMPLE_RATE
 
 NO_DIGIT = 10
 NO_PLACE = 6
-COLOUR_NAMES = tuple(world.COLOURS)
-NO_COLOUR, NO_SHAPE, NO_SOUND = len(COLOUR_NAMES), len(world.SHAPES), len(world.SOUNDS)
+COLOUR_NAMES = tuple(script.COLOURS)
+NO_COLOUR, NO_SHAPE, NO_SOUND = len(COLOUR_NAMES), len(script.SHAPES), len(script.SOUNDS)
 STRETCH_BLOCKS = 4
 WARP = (0.88, 1.14)
 """Training voices are played this much slower to faster, so that voices never heard are understood."""
@@ -67,14 +67,14 @@ def picture_pair(rng: np.random.Generator, caption: float = 0.6, hard: float = 1
     roll = rng.random()
     if roll < 0.3 * hard:
         colour = int(rng.integers(NO_COLOUR))
-        event = world.Event("character", 0, 9, COLOUR_NAMES[colour], place(), int(rng.integers(1 << 30)))
+        event = script.Event("character", 0, 9, COLOUR_NAMES[colour], place(), int(rng.integers(1 << 30)))
         for i in visible(0.8):
             scene.draw_figure(frames[i], event, float(i))
         labels.character = colour
     elif roll < 0.55 * hard:
         colour, shape = int(rng.integers(NO_COLOUR)), int(rng.integers(NO_SHAPE))
-        text = f"{COLOUR_NAMES[colour]} {world.SHAPES[shape]}"
-        event = world.Event("shape", 0, 9, text, place(), int(rng.integers(1 << 30)))
+        text = f"{COLOUR_NAMES[colour]} {script.SHAPES[shape]}"
+        event = script.Event("shape", 0, 9, text, place(), int(rng.integers(1 << 30)))
         for i in visible(0.7):
             scene.draw_figure(frames[i], event, float(i))
         labels.shape_colour, labels.shape = colour, shape
@@ -206,7 +206,7 @@ def sound_stretch(rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np
                     words = ["the", "secret", "word", "is", *words]
             else:
                 words = [str(rng.choice(speech.CHATTER)) for _ in range(int(rng.integers(2, 6)))]
-            event = world.Event(
+            event = script.Event(
                 "voice", at, at, " ".join(words), seed=int(rng.integers(1 << 30)), voice=str(rng.choice(voices))
             )
             said, spans = soundscape.warped(*soundscape.voice_wave(event), at, float(rng.uniform(*WARP)))
@@ -223,7 +223,7 @@ def sound_stretch(rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np
             at += len(said) / SAMPLE_RATE
         elif roll < 0.92:
             kind = int(rng.integers(NO_SOUND))
-            ring = soundscape.tone(world.SOUNDS[kind], int(rng.integers(61)))
+            ring = soundscape.tone(script.SOUNDS[kind], int(rng.integers(61)))
             soundscape.mix(wave, ring, at)
             inside = slice(max(0, int(at * 25)), max(0, int((at + min(0.6, len(ring) / SAMPLE_RATE)) * 25)))
             labels.sound[inside] = kind

@@ -20,7 +20,7 @@ from typing import Any
 
 from omnicli.encode.film import load_film
 from omnicli.train import films as rendering
-from omnicli.train import speech, world
+from omnicli.train import script, speech, world
 
 HELD_OUT_SEED = 5_000_000
 TASKS = ("caption", "spoken", "who", "cross", "presence")
@@ -36,7 +36,7 @@ def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def held_out_film(index: int, seconds: float) -> world.Film:
+def held_out_film(index: int, seconds: float) -> script.Film:
     """Return held-out film ``index``: all tasks, voices never trained on."""
     tasks: tuple[str, ...] = ("caption", "spoken", "who", "cross")
     if seconds < 45:  # too short for all of them
@@ -125,12 +125,12 @@ def evaluate(
     return results
 
 
-def _blanked(film: world.Film, blank: str | None) -> world.Film:
+def _blanked(film: script.Film, blank: str | None) -> script.Film:
     if blank is None:
         return film
     hidden = ("voice", "sound", "music") if blank == "sound" else ("caption", "character", "shape")
     events = tuple(e for e in film.events if e.kind not in hidden)
-    return world.Film(film.seed, film.duration_s, film.scenes, events, film.questions, film.noise, film.hiss)
+    return script.Film(film.seed, film.duration_s, film.scenes, events, film.questions, film.noise, film.hiss)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

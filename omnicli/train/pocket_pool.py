@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from omnicli.train import pocket_data as data
 from omnicli.train import pocket_model as arch
-from omnicli.train import soundscape, speech, world
+from omnicli.train import script, soundscape, speech, world
 
 UTTERANCE_BLOCKS = 5
 CHATTER_BLOCKS = 3
@@ -110,12 +110,12 @@ def _sound_unit(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) ->
         digits = rng.integers(0, 10, 6)
         words = world.number_words("".join(map(str, digits))) if kind == "utterance" else world.chatter(rng, 2, 7)
         voice = str(rng.choice(voices))
-        event = world.Event("voice", 0, 0, words, seed=int(rng.integers(1 << 30)), voice=voice)
+        event = script.Event("voice", 0, 0, words, seed=int(rng.integers(1 << 30)), voice=voice)
         factor = float(rng.uniform(*data.WARP))
         said, _ = soundscape.warped(*soundscape.voice_wave(event), 0.0, factor)
         room = n / speech.SAMPLE_RATE - len(said) / speech.SAMPLE_RATE
         start = float(rng.uniform(0, min(2.0, max(0.0, room))))
-        event = world.Event("voice", start, start, words, seed=event.seed, voice=voice)
+        event = script.Event("voice", start, start, words, seed=event.seed, voice=voice)
         said, spans = soundscape.warped(*soundscape.voice_wave(event), start, factor)
         soundscape.mix(wave, said, start)
         inside = np.zeros(blocks * arch.BLOCK_TOKENS, np.int64)
@@ -130,7 +130,7 @@ def _sound_unit(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) ->
     elif kind == "ring":
         labels["kind"] = int(rng.integers(data.NO_SOUND))
         soundscape.mix(
-            wave, soundscape.tone(world.SOUNDS[labels["kind"]], int(rng.integers(61))), float(rng.uniform(0, 1.3))
+            wave, soundscape.tone(script.SOUNDS[labels["kind"]], int(rng.integers(61))), float(rng.uniform(0, 1.3))
         )
     return np.clip(wave * rng.uniform(0.5, 1.5), -1, 1), labels
 

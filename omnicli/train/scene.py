@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from omnicli.train.world import COLOURS, Event, Film
+from omnicli.train.script import COLOURS, Event, Film
 
 UNITS_WIDE = 196.0
 

@@ -15,7 +15,7 @@ from omnicli.train import speech
 from omnicli.train.speech import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from omnicli.train.world import Event, Film
+    from omnicli.train.script import Event, Film
 
 _AUDIBLE = ("voice", "sound", "music")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from omnicli.answer import result as facts
 from omnicli.errors import ConfigError, MemoryLimitError
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -41,7 +42,7 @@ def reset(*devices: torch.device) -> None:
 
 def peaks(*devices: torch.device) -> Peaks:
     """Return the peaks since `reset`."""
-    so_far = facts.peak_memory(*devices)
+    so_far = process_peaks(*devices)
     return Peaks(_resident_peak() or so_far["host_bytes"] or 0, so_far["device_bytes"])
 
 
@@ -79,3 +80,12 @@ def failure(error: Exception) -> tuple[str, int] | None:
         detail = line.split(". ")[0][:160]
         return f"out of memory {where}" + (f" ({detail})" if detail else ""), MemoryLimitError.exit_code
     return None
+
+
+def process_peaks(*devices: torch.device) -> dict[str, int | None]:
+    """Return the peaks in bytes so far: of the process, and of the devices' allocators, added up."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    cuda = [device for device in devices if device.type == "cuda"]
+    on_device = sum(map(torch.cuda.max_memory_allocated, cuda)) if cuda else None
+    return {"host_bytes": host, "device_bytes": on_device}

@@ -34,6 +34,26 @@ PARTS = frozenset({"select_in_llm"})
 """Stages that are reported beside the stage they happen in and stay counted in it."""
 
 
+LABELS = {
+    "probe": "look at the file",
+    "load": "load the model",
+    "cache": "read or keep tokens",
+    "decode_video": "decode pictures",
+    "decode_audio": "decode sound",
+    "preprocess": "preprocess",
+    "encode_video": "encode pictures",
+    "encode_audio": "encode sound",
+    "compress": "compress",
+    "prefill": "prefill",
+    "select_in_llm": "  of it, selection",
+    "generate": "generate",
+    "other": "other",
+    "measure": "measure loudness",
+    "render": "write the film",
+}
+"""Stages in words, for people; those of `omni demo` are among them."""
+
+
 @dataclass(frozen=True)
 class Times:
     """Where the time went, in seconds.

@@ -10,8 +10,8 @@ import sys
 import pytest
 import typer
 
-from omnicli import __version__
 from omnicli.cli.main import app
+from omnicli.version import __version__
 
 COMMANDS = (
     "ask", "chat", "batch", "report", "probe", "plan", "presets", "methods", "models", "demo", "train",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnicli.answer import result as facts
+from omnicli.answer import result
 from omnicli.compress.chain import Chain
 from omnicli.config import config, registry
 from omnicli.errors import ConfigError
@@ -85,7 +85,7 @@ def test_the_layers_read_what_was_asked_for(omni, clip, preset):
         omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=kept, pruner=method,
         encoded=tuple(encoded),
     )  # fmt: skip
-    told = facts.tokens(tokens, kept, method, read.levels, omni.depth)
+    told = result.tokens(tokens, kept, method, read.levels, omni.depth)
     slack = [ROUNDING, ROUNDING]
     if getattr(method, "mode", "clean") == "official":  # rounds window by window, with floors
         slack = [0.03 * n + ROUNDING for n in encoded]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +10,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from omnicli.compress.schedule import official, solve
+from omnicli.models.facts.dimensions import Dimensions
 from omnicli.models.facts.qwen2_5_omni import FACTS
 from omnicli.models.families.qwen2_5_omni import SIZES, Qwen25Omni
 from omnicli.models.layout import window_order
 from omnicli.models.weights.dummy import Shrink
 from omnicli.planning import flops as cost
-from omnicli.planning.flops import PAPERS, Dimensions, layer_macs, prefill_flops
+from omnicli.planning.flops import PAPERS, layer_macs, prefill_flops
 from tests.support import tiny
 
 SMALL = Dimensions(hidden_size=4, intermediate_size=6, depth=3, heads=2, kv_heads=1, head_dim=2, vocab_size=5)
@@ -89,22 +90,6 @@ def test_tokens_dropped_before_the_llm_are_in_the_full_prefill_only():
     assert found["full_prefill"] == 2 * 3 * layer_macs(SMALL, 51) + 40
 
 
-def test_a_models_own_dimensions():
-    @dataclass
-    class Model:
-        hidden_size: int = 4
-        intermediate_size: int = 6
-        depth: int = 3
-        heads: int = 2
-        kv_heads: int = 1
-        head_dim: int = 2
-        vocab_size: int = 5
-        max_position: int = 99
-
-    assert Dimensions.of(Model()) == SMALL
-    assert prefill_flops(Model(), 1, 4, [[0, 4], [1, 2]]) == prefill_flops(SMALL, 1, 4, [[0, 4], [1, 2]])
-
-
 def test_layers_and_head_are_apart_and_conventions_differ():
     lengths = [5, 3, 2]
     ours, papers = cost.prefill(SMALL, lengths), cost.prefill(SMALL, lengths, PAPERS)
@@ -148,7 +133,7 @@ def omni():
 
 @pytest.mark.parametrize("length", [1, 5, 64])
 def test_a_layer_as_pytorch_counts_it(omni, length):
-    d = Dimensions.of(omni)
+    d = omni.facts.llm
     hidden = torch.randn(length, d.hidden_size)
     rope = omni.rope(torch.arange(length).repeat(3, 1))
     assert counted(lambda: omni.layer(0, hidden, rope, None)) == 2 * layer_macs(d, length, causal=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omnicli.train import scene, speech, world
+from omnicli.train import scene, script, speech, world
 from omnicli.train.soundscape import render_sound
 
 
-def film(seed: int = 3, seconds: float = 60.0, **options) -> world.Film:
+def film(seed: int = 3, seconds: float = 60.0, **options) -> script.Film:
     return world.make_film(seed, seconds, **options)
 
 
@@ -49,7 +49,7 @@ def test_a_caption_changes_the_picture_only_while_it_is_shown():
     caption = next(e for e in made.events if e.kind == "caption")
     assert caption.start_s == int(caption.start_s) and caption.end_s - caption.start_s == 1.0
     others = tuple(e for e in made.events if e is not caption)
-    without = world.Film(made.seed, 30.0, made.scenes, others, (), made.noise)
+    without = script.Film(made.seed, 30.0, made.scenes, others, (), made.noise)
     same = [
         np.array_equal(scene.render_frame(made, t, 196, 112), scene.render_frame(without, t, 196, 112))
         for t in (caption.start_s - 0.01, caption.start_s, caption.end_s - 0.01, caption.end_s)

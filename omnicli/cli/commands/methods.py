@@ -64,7 +64,7 @@ def methods(
 
 def describe(name: str, cls: type[Compressor]) -> dict[str, Any]:
     """Return what is to be known about a method class; JSON-serialisable."""
-    from omnicli.docs import acts
+    from omnicli.compress.base import acts
 
     doc = (cls.__doc__ or "").strip().splitlines()
     settings = {}

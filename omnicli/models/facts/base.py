@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from omnicli.errors import ModelError
-from omnicli.planning.flops import Dimensions
+from omnicli.models.facts.dimensions import Dimensions
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from omnicli.errors import ModelError
 from omnicli.models.facts.base import Facts, Preprocessing, Tower
-from omnicli.planning.flops import Dimensions
+from omnicli.models.facts.dimensions import Dimensions
 
 HUB_ID = "openbmb/MiniCPM-o-4_5"
 VERSION = "4.5"

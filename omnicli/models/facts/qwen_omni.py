@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from omnicli.models.facts.base import Facts, Preprocessing, Tower
-from omnicli.planning.flops import Dimensions
+from omnicli.models.facts.dimensions import Dimensions
 
 VIDEO_BATCH = 32
 
