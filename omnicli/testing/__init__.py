@@ -1,6 +1,6 @@
 """What every model family keeps, checked: one short message per point that is not kept.
 
-For whoever writes a family, in this package or another (`docs/adding-a-model.md`)::
+For whoever writes a family, in this package or another (`docs/extending/adding-a-model.md`)::
 
     assert contract.of_class(MyFamily) == []
     assert contract.of_model(my_tiny_model, stock) == []

@@ -20,7 +20,7 @@ from omnicli.errors import ModelError
 from omnicli.models import loading, registry
 from tests.cli import films
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-model.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending" / "adding-a-model.md"
 DUMMY = "dummy:linear-av-1b,layers=2,scale=0.02"
 
 
