@@ -8,10 +8,11 @@
 # random choice keep 10,240 tokens (of a clip of 100 s that is all of them), the others their share; avoc-10 and random-10
 # keep a tenth. Hours without a GPU: what is answered is in the journal benchmarks/results/needle-pocket.jsonl, and a run
 # goes on from it, also with more presets or durations; with --report it only tells what is there. Writes
-# benchmarks/results/needle-pocket-DATE.json and .png. matplotlib is needed: pip install 'omnicli[plots]'.
+# benchmarks/results/needle-pocket-DATE.json and docs/images/needle-pocket-DATE.png. matplotlib is needed: pip install 'omnicli[plots]'.
 set -eu
 cd "$(dirname "$0")/.."
 out=benchmarks/results/needle-pocket-$(date +%F)
+plot=docs/images/needle-pocket-$(date +%F).png
 journal=${JOURNAL:-benchmarks/results/needle-pocket.jsonl}
 "${PYTHON:-python}" -m omnicli.cli.main needle \
     --model pocket --grid coarse --needles 5 --modality both \
@@ -26,6 +27,6 @@ journal=${JOURNAL:-benchmarks/results/needle-pocket.jsonl}
     --preset avoc-10 \
     --preset avoc-10:avoc.scorer=identity \
     --preset random-10:random.tokens=10240 \
-    --journal "$journal" --plot "$out.png" --json "$@" >"$out.json.part"
+    --journal "$journal" --plot "$plot" --json "$@" >"$out.json.part"
 mv "$out.json.part" "$out.json"
 echo "$out.json"

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omnicli.compress.base import acts
+from omnicli.compress.base import Compressor, acts
 from omnicli.config import config, registry, settings
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parent / "reference"
 SKIPPED = {"--help", "--install-completion", "--show-completion"}
 WARNING = "<!-- Made by `make docs` from the code. Change the code, not this page. -->"
 
@@ -29,7 +31,7 @@ def commands(command: Any, path: str = "omni") -> list[tuple[str, Any]]:
 
 
 def cli_page() -> str:
-    """Return docs/cli.md: one section per command."""
+    """Return the page of commands: one section per command."""
     import typer
 
     from omnicli.cli.main import app
@@ -64,7 +66,7 @@ def _row(param: Any) -> str:
         value = f" {param.metavar}" if param.metavar else ""
         names = f"`{', '.join([*param.opts, *param.secondary_opts])}{value}`"
     text = " ".join((param.help or "").split())
-    default = param.default
+    default = param.default.value if isinstance(param.default, Enum) else param.default
     plain = isinstance(default, str | int | float | Path) and not isinstance(default, bool)
     if plain and getattr(param, "show_default", True) and default != "":
         text += f" Default: `{default:g}`." if isinstance(default, float) else f" Default: `{default}`."
@@ -90,54 +92,94 @@ def _epilog(text: str) -> str:
     return "\n\n".join(out)
 
 
+METHODS_HEAD = f"""{WARNING}
+
+# Compression methods
+
+A method chooses which picture and sound tokens the LLM reads. Use one through a preset, or with `--set method=NAME`;
+settings are changed with `--set NAME.SETTING=VALUE` or under `params:` of a preset.
+
+Two methods are chained with a plus: `avoc+seats` chooses before the LLM by the first and inside it by the second.
+
+A published method has two modes. `clean`, the default, keeps its idea and meets every budget exactly, in windows of
+true time and in fp32; `mode=official` does what the released code does, rounding and quirks included, and is what the
+presets under `parity/` use.
+
+| method | selects by | acts | needs the question | source |
+|---|---|---|---|---|
+"""
+SHARED_HEAD = """## Settings that methods share
+
+`METHOD` stands for the method's name, as in `--set avoc.tokens=2048`. Each method below says which of these groups it
+has, and repeats a setting only where its default or its meaning is another one.
+"""
+
+
 def methods_page() -> str:
-    """Return docs/methods.md: what each compression method does, its source and its settings."""
+    """Return the page of methods: what several share, then each one's idea, its source and its own settings."""
     found = registry.methods()
-    lines = [
-        WARNING + "\n",
-        "# Compression methods",
-        "",
-        "A method chooses which picture and sound tokens the LLM reads. Use one through a preset, or with",
-        "`--set method=NAME`; settings are changed with `--set NAME.SETTING=VALUE` or under `params:` of a preset.",
-        "",
-        "Two methods are chained with a plus: `avoc+seats` chooses before the LLM by the first and inside it by the",
-        "second.",
-        "",
-        "A published method has two modes. `clean`, the default, keeps its idea and meets every budget exactly,",
-        "in windows of true time and in fp32; `mode=official` does what the released code does, rounding and quirks",
-        "included, and is what the presets under `parity/` use.",
-        "",
-        "| method | selects by | acts | needs the question | source |",
-        "|---|---|---|---|---|",
-        *(
-            f"| [{name}](#{name}) | {cls.criterion or '-'} | {acts(cls)} | {'yes' if cls.uses_question else 'no'} "
-            f"| {cls.paper or '-'} |"
-            for name, cls in found.items()
-        ),
-        "",
+    overview = [
+        f"| [{name}](#{name}) | {cls.criterion or '-'} | {acts(cls)} | {'yes' if cls.uses_question else 'no'} "
+        f"| {cls.paper or '-'} |"
+        for name, cls in found.items()
     ]
-    for name, cls in found.items():
-        lines += [f"## {name}", "", f"{_summary(cls)}.", ""]
-        if cls.paper:
-            lines += [f"Source: {cls.paper}.", ""]
-        needs = cls().needs
-        if needs:
-            lines += [f"Has captured: {', '.join(sorted(needs))}.", ""]
-        if cls.clean_differs:
-            lines += [f"What `clean` changes: {_cell(cls.clean_differs)}", ""]
-        told = parameters(cls)
-        fields = dataclasses.fields(cls)
-        if fields:
-            lines += ["| setting | default | type | meaning |", "|---|---|---|---|"]
-            for f in fields:
-                kind, text = told.get(f.name, ("", ""))
-                lines.append(f"| `{name}.{f.name}` | {_shown(f.default)} | {_cell(kind)} | {_cell(text)} |")
-            lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+    parts = [METHODS_HEAD + "\n".join(overview), SHARED_HEAD.rstrip()]
+    for base in _shared_bases(found):
+        names = ", ".join(f"[{name}](#{name})" for name, cls in found.items() if issubclass(cls, base))
+        parts += [f"### {base.__name__}", f"{_summary(base)}: {names}.", _settings(base, "METHOD", _own(base))]
+    parts += [section for name, cls in found.items() for section in _method(name, cls, found)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _method(name: str, cls: type[Compressor], found: Mapping[str, type[Compressor]]) -> list[str]:
+    """Return the section of one method."""
+    parts = [f"## {name}", f"{_summary(cls)}."]
+    if cls.paper:
+        parts.append(f"Source: {cls.paper}.")
+    if needs := cls().needs:
+        parts.append(f"Captured for it: {', '.join(sorted(needs))}.")
+    if cls.clean_differs:
+        parts.append(f"What `clean` changes: {_cell(cls.clean_differs)}")
+    like = next((other for other, base in found.items() if base in cls.__mro__[1:]), None)
+    shared = [base.__name__ for base in _shared_bases({name: cls})] if like is None else [like]
+    own = _own(cls)
+    if shared:
+        links = ", ".join(f"[{above}](#{above.lower()})" for above in shared)
+        parts.append(f"Settings: those of {links}{'; and:' if own else '.'}")
+    return [*parts, _settings(cls, name, own)]
+
+
+def _shared_bases(found: Mapping[str, type[Compressor]]) -> list[type[Compressor]]:
+    """Return the classes above the methods that have settings and are no method, the most general first."""
+    bases = {base: None for cls in found.values() for base in reversed(cls.__mro__) if base not in found.values()}
+    return [base for base in bases if issubclass(base, Compressor) and dataclasses.fields(base) and _own(base)]
+
+
+def _own(cls: type[Compressor]) -> list[str]:
+    """Return the settings that a class adds, or describes or presets in another way than what it derives from."""
+    told = _rows(cls)
+    above: dict[str, tuple[str, ...]] = {}
+    for base in reversed(cls.__mro__[1:]):
+        if dataclasses.is_dataclass(base):
+            above |= _rows(base)
+    return [field for field, row in told.items() if above.get(field) != row]
+
+
+def _rows(cls: type) -> dict[str, tuple[str, ...]]:
+    """Return default, type and meaning of each field, as the page shows them."""
+    told = parameters(cls)
+    return {f.name: (_shown(f.default), *map(_cell, told.get(f.name, ("", "")))) for f in dataclasses.fields(cls)}
+
+
+def _settings(cls: type, name: str, fields: list[str]) -> str:
+    """Return the table of some of a class's settings; nothing where there are none."""
+    rows = _rows(cls)
+    lines = [f"| `{name}.{field}` | {' | '.join(rows[field])} |" for field in fields]
+    return "\n".join(["| setting | default | type | meaning |", "|---|---|---|---|", *lines]) if lines else ""
 
 
 def presets_page() -> str:
-    """Return docs/presets.md: each preset, what it is for, and what it sets."""
+    """Return the page of presets: each preset, what it is for, and what it sets."""
     found = config.list_presets()
     lines = [
         WARNING + "\n",
@@ -223,7 +265,7 @@ def _cell(text: str) -> str:
 
 
 PAGES = {"cli.md": cli_page, "methods.md": methods_page, "presets.md": presets_page}
-"""File names beside this file, and what renders them."""
+"""File names in docs/reference, and what renders them."""
 
 
 def main(arguments: list[str]) -> int:

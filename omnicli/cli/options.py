@@ -165,7 +165,7 @@ _SHARED: dict[str, Any] = {
         typer.Option(
             "--quantize",
             metavar="none|int8|int4",
-            help="Keep the LLM's weights in 8 or 4 bits (docs/models.md).  [default: none]",
+            help="Keep the LLM's weights in 8 or 4 bits (docs/guide/fitting-a-card.md).  [default: none]",
         ),
     ],
     "offload": Annotated[

@@ -40,7 +40,7 @@ DTYPES = {
 
 DECLINED = {
     "gemma4": "Gemma 4 tells the time of a frame as text between its pictures and that of sound not at all; "
-    "docs/models.md says what that rules out",
+    "docs/reference/models.md says what that rules out",
 }
 """Model types that were looked at and cannot be a family, and why."""
 

@@ -1,4 +1,4 @@
-"""The JSON of an answer as a small schema; docs/json.md describes the same keys in words."""
+"""The JSON of an answer as a small schema; docs/reference/json.md describes the same keys in words."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def _rows(text: str) -> set[str]:
 
 
 def _page() -> str:
-    return (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    return (ROOT / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
 
 
 def test_ci_runs_the_readmes_test_command():

@@ -78,7 +78,7 @@ def test_a_family_that_was_declined_says_why(broken):
     folder = broken()
     (folder / "config.json").write_text(json.dumps({"model_type": "gemma4"}))
     text = message(folder)
-    assert "'gemma4' is not supported" in text and "docs/models.md" in text and "qwen2_5_omni" in text
+    assert "'gemma4' is not supported" in text and "docs/reference/models.md" in text and "qwen2_5_omni" in text
 
 
 def test_half_downloaded_files_are_refused(broken):

@@ -54,7 +54,7 @@ def ask(
     """Ask one or more questions about a file.
 
     The answer appears on stdout as it is written; progress, notes and the table of stages go to stderr.
-    With --json each question gives one JSON object on one line (docs/json.md).
+    With --json each question gives one JSON object on one line (docs/reference/json.md).
     """
     if clip_dir is not None and clip_dir.exists() and not clip_dir.is_dir():
         raise UsageError(f"--clip-dir {clip_dir}: is not a folder")

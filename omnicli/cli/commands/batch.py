@@ -106,8 +106,9 @@ def batch(
 ) -> int:
     """Ask questions about many files; one JSON row per file and question, whatever happens.
 
-    Rows are those of `omni ask --json` and, where there is no answer, say why (docs/json.md). With -o, answers that are
-    there already are not computed again, however the files are called now; a run that was stopped goes on.
+    Rows are those of `omni ask --json` and, where there is no answer, say why (docs/reference/json.md). With -o,
+    answers that are there already are not computed again, however the files are called now; a run that was stopped
+    goes on.
     """
     if output is None and (retry_failed or force):
         raise UsageError(f"{'--force' if force else '--retry-failed'} has no meaning without -o FILE")
