@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from result import add_out, tell
 
-from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.llm.steps import Steps
 from omnicli.models.loading import load_model, resolve_device
+from omnicli.utils.attention_recorder import AttentionRecorder
 
 
 def written(model: Any, cache: KVCache, lengths: list[int], tokens: int) -> tuple[float, bool, torch.Tensor]:

@@ -2,52 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from omnicli.answer import evidence as basis
 from omnicli.answer import result
-from omnicli.answer.evidence import layers as middle
+from omnicli.config.config import DEFAULT_PRESET, Config, load_config
 from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.errors import MemoryLimitError
-from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.prefix_cache import PrefixCache
+from omnicli.media.probe import MediaInfo
 from omnicli.models import timescale
-from omnicli.types import Answer, Modality
-from omnicli.utils.timing import StageClock
+from omnicli.models.base import OmniModel
+from omnicli.models.loading import load_configured
+from omnicli.types import Modality
+from omnicli.utils.attention_recorder import AttentionRecorder
+from omnicli.utils.context import Progress, RunContext, untold
 
 if TYPE_CHECKING:
-    from omnicli.config.config import Config
+    from omnicli.answer.answer import Answer
     from omnicli.encode.cache import Cache
-    from omnicli.encode.encode import Progress
-    from omnicli.media.probe import MediaInfo
-    from omnicli.models.base import OmniModel
     from omnicli.models.parts import EncodedClip
 
-OnText = Callable[[int, str], None]
+Source = str | Path | MediaInfo
+Preset = Config | str | Path | Mapping[str, Any]
+Model = OmniModel | str | Path | None
+
+
+@overload
+def ask(  # type: ignore[overload-overlap]  # one text is a sequence of texts, too
+    source: Source,
+    questions: str,
+    config: Preset = ...,
+    model: Model = ...,
+    *,
+    on_text: Callable[[int, str], None] | None = ...,
+    context: RunContext | None = ...,
+    cache: Cache | None = ...,
+    evidence: bool = ...,
+) -> Answer: ...
+
+
+@overload
+def ask(
+    source: Source,
+    questions: Sequence[str],
+    config: Preset = ...,
+    model: Model = ...,
+    *,
+    on_text: Callable[[int, str], None] | None = ...,
+    context: RunContext | None = ...,
+    cache: Cache | None = ...,
+    evidence: bool = ...,
+) -> list[Answer]: ...
 
 
 def ask(
-    source: str | Path | MediaInfo, questions: Sequence[str], config: Config, model: OmniModel, *,
-    on_text: OnText | None = None, on_progress: Progress | None = None, clock: StageClock | None = None,
-    cache: Cache | None = None, evidence: bool = False,
-) -> list[Answer]:  # fmt: skip
-    """Answer questions about one file; it is decoded and encoded once.
+    source: Source,
+    questions: str | Sequence[str],
+    config: Preset = DEFAULT_PRESET,
+    model: Model = None,
+    *,
+    on_text: Callable[[int, str], None] | None = None,
+    context: RunContext | None = None,
+    cache: Cache | None = None,
+    evidence: bool = False,
+) -> Answer | list[Answer]:
+    """Answer questions about one film or sound file, which is decoded and encoded once.
+
+    ``ask("film.mp4", "Who speaks last?")`` uses the preset ``avoc`` and the small model that comes with the package.
 
     Parameters
     ----------
     source : str, Path or MediaInfo
-        The file, or what `probe` found in it.
+        The file, or what `omnicli.media.probe.probe` found in it.
+    questions : str or sequence of str
+        One question or several.
+    config : Config, str, Path or mapping
+        A configuration from `omnicli.load_config`, or a preset's name, YAML file or values.
+    model : OmniModel, str or Path
+        A model from `omnicli.load_model`, or a name that it would take; by default the configuration's own, else
+        ``pocket``. Load a model once where more calls follow.
     on_text : callable
         Called with the question's index and each piece of its answer as it is written.
-    on_progress : callable
-        Called with stage, done, total; see `omnicli.encode.encode.Progress`.
-    clock : StageClock
-        Already holds what was timed before, such as loading the model.
+    context : RunContext
+        Who is told of progress, and a clock that may already hold what was timed before.
     cache : Cache
         Where encoded films are kept; None: nowhere.
     evidence : bool
@@ -55,44 +100,60 @@ def ask(
 
     Returns
     -------
-    list of Answer
-        One per question. Stages and wall time of each hold the shared ones (probe to encode) as well.
+    Answer or list of Answer
+        An answer for one question, a list of them for several. Stages and wall time of each, in seconds, hold the
+        shared ones (probe to encode) as well.
 
     Raises
     ------
     OmniError
         What a user can mend; see `omnicli.errors`.
     """
-    progress = on_progress or (lambda stage, done, total: None)
-    tell = on_text or (lambda index, text: None)
-    film = load_film(source, config.media, config.compressor.needs, model, progress=progress, clock=clock, cache=cache)
+    context = context or RunContext()
+    if not isinstance(config, Config):
+        config = load_config(config)
+    if not isinstance(model, OmniModel):
+        with context.clock.stage("load"):
+            model = load_configured(config if model is None else replace(config, model=str(model)))
+    context.clock.cuda = model.device.type == "cuda"
+    film = load_film(source, config.media, config.compressor.needs, model, context, cache=cache)
     asked = partial(
-        answer, film, config=config, model=model, prefix_cache=PrefixCache(model), progress=progress, evidence=evidence
-    )
-    ends = len(questions) - 1
-    return [asked(question, last=i == ends, on_text=partial(tell, i)) for i, question in enumerate(questions)]
+        answer, film, config=config, model=model, prefix_cache=PrefixCache(model), progress=context.progress,
+        evidence=evidence,
+    )  # fmt: skip
+    several = [questions] if isinstance(questions, str) else questions
+    tell, ends = on_text or (lambda index, text: None), len(several) - 1
+    answers = [asked(question, last=i == ends, on_text=partial(tell, i)) for i, question in enumerate(several)]
+    return answers[0] if isinstance(questions, str) else answers
 
 
 @torch.inference_mode()
 def answer(
-    film: EncodedFilm, question: str, config: Config, model: OmniModel, *,
-    prefix_cache: PrefixCache | None = None, last: bool = False, history: Sequence[tuple[str, str]] = (),
+    film: EncodedFilm,
+    question: str,
+    config: Config,
+    model: OmniModel,
+    *,
+    prefix_cache: PrefixCache | None = None,
+    last: bool = False,
+    history: Sequence[tuple[str, str]] = (),
     evidence: bool = False,
-    on_text: Callable[[str], None] = lambda text: None, progress: Progress = lambda stage, done, total: None,
-) -> Answer:  # fmt: skip
-    """Answer one question about an encoded file: compress, prefill, generate.
+    on_text: Callable[[str], None] = lambda text: None,
+    progress: Progress = untold,
+) -> Answer:
+    """Answer one question about an encoded film: compress, prefill, generate.
 
     ``prefix_cache`` keeps what questions share from one call to the next, up to the ``last`` one; ``history`` holds
     what was asked and answered before; ``evidence``: see `ask`.
     """
-    info, media = film.info, film.media
+    context = RunContext.on(model.device, progress)
+    stage, clip, options = context.clock.stage, film.media.clip, DecodeOptions(**vars(config.generate))
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
-    clock = StageClock(cuda=model.device.type == "cuda")
-    clip, options = media.clip, DecodeOptions(**vars(config.generate))
+    reader, last = prefix_cache or PrefixCache(model), last or prefix_cache is None
     prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history, preface=film.preface)
-    with clock.stage("load"):
+    with stage("load"):
         model.activate("llm")
-    with clock.stage("compress"):
+    with stage("compress"):
         selection = compressor.compress(clip.tokens, model.query(prompt))  # by the film's own clock
         clip = _in_range(clip, config, model)
         kept = clip.tokens.select(selection)
@@ -100,31 +161,29 @@ def answer(
     length = sequence.embeds.shape[0]
     if length + options.max_new_tokens > model.max_position:
         raise MemoryLimitError(
-            f"{info.path}: {length:,} tokens do not fit the model's context of {model.max_position:,}; "
+            f"{film.info.path}: {length:,} tokens do not fit the model's context of {model.max_position:,}; "
             "choose a preset that keeps fewer (--preset avoc), a lower --fps, or a shorter span (--start, --end)"
         )
-    reads, recorder = (
-        prefix_cache or PrefixCache(model),
-        AttentionRecorder(middle(model.depth), len(kept)) if evidence else None,
-    )
-    with clock.stage("prefill"):
-        read, kv = reads.read(
-            sequence, kept, compressor, encoded=(clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)),
-            room=options.max_new_tokens, last=last or prefix_cache is None, recorder=recorder,
-            progress=lambda share: progress("prefill", share * length, length), clock=clock,
-        )  # fmt: skip
-    with clock.stage("generate"):
-        text = generate(model, kv, read.logits, sequence.next_position, options, recorder=recorder)
+    if evidence:
+        context = replace(context, recorder=AttentionRecorder(basis.layers(model.depth), len(kept)))
+    encoded = clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)
+    with stage("prefill"):
+        read, kv = reader.read(
+            sequence, kept, compressor, encoded=encoded, room=options.max_new_tokens, last=last, context=context
+        )
+    with stage("generate"):
+        text = generate(model, kv, read.logits, sequence.next_position, options, recorder=context.recorder)
         first = next(iter(text), "")
-        first_s = clock.elapsed()
+        first_s = context.clock.elapsed()
         on_text(first)
         for piece in text:
             on_text(piece)
-    return result.answer(
-        film, question, config, model, clip=clip, prompt_length=length, kept=kept, selection=selection, read=read,
-        reused=reads.reused, text=text, times=film.times + clock.report(), first_token_s=film.times.wall_s + first_s,
-        recorder=recorder, history=history,
+    run = result.Run(
+        film, question, config, model, tuple(history),
+        clip=clip, selection=selection, kept=kept, length=length, read=read, reused=reader.reused, text=text,
+        first_s=first_s, context=context,
     )  # fmt: skip
+    return result.answer(run)
 
 
 def _in_range(clip: EncodedClip, config: Config, model: OmniModel) -> EncodedClip:

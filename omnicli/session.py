@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnicli import pipeline
-from omnicli.encode.encode import Progress
+from omnicli.answer.answer import Answer
 from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.errors import MemoryLimitError
 from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES, KEYS, SALIENCIES
-from omnicli.types import Answer
+from omnicli.utils.context import Progress, RunContext, untold
 
 if TYPE_CHECKING:
     from omnicli.config.config import Config
     from omnicli.encode.cache import Cache
     from omnicli.media.probe import MediaInfo
-    from omnicli.utils.timing import StageClock
 
 Turn = tuple[str, str]
 
@@ -49,8 +48,10 @@ class Session:
     ----------
     source : str, Path or MediaInfo
         The file, or what `probe` found in it.
-    clock, cache
-        See `omnicli.encode.film.load_film`.
+    context : RunContext
+        Who is told of progress while the film is encoded, and a clock that may already hold what was timed before.
+    cache : Cache
+        Where encoded films are kept; None: nowhere.
 
     Attributes
     ----------
@@ -63,20 +64,23 @@ class Session:
     """
 
     def __init__(
-        self, source: str | Path | MediaInfo, config: Config, model: OmniModel, *,
-        progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None,
+        self,
+        source: str | Path | MediaInfo,
+        config: Config,
+        model: OmniModel,
+        context: RunContext | None = None,
+        *,
         cache: Cache | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.config, self.model = config, model
         self.history: list[Turn] = []
         self.told: list[Told] = []
         self._source, self._cache, self._prefix_cache = source, cache, PrefixCache(model)
-        self._look(config, progress, clock)
+        self._load(config, context)
 
     def ask(
-        self, question: str, *,
-        on_text: Callable[[str], None] = lambda text: None, progress: Progress = lambda stage, done, total: None,
-    ) -> Told:  # fmt: skip
+        self, question: str, *, on_text: Callable[[str], None] = lambda text: None, progress: Progress = untold
+    ) -> Told:
         """Answer a question that comes after the history, and put it there.
 
         Where that does not fit the model's context, the oldest turns are forgotten; a warning of the answer says so.
@@ -87,13 +91,20 @@ class Session:
         OmniError
             What a user can mend; `MemoryLimitError` if the question alone does not fit.
         """
-        film, history = self._seen_by(self.config), list(self.history)
+        film, history = self._film_for(self.config), list(self.history)
         while True:
             try:
                 answer = pipeline.answer(
-                    film, question, self.config, self.model, prefix_cache=self._prefix_cache, history=history,
-                    evidence=True, on_text=on_text, progress=progress,
-                )  # fmt: skip
+                    film,
+                    question,
+                    self.config,
+                    self.model,
+                    prefix_cache=self._prefix_cache,
+                    history=history,
+                    evidence=True,
+                    on_text=on_text,
+                    progress=progress,
+                )
                 break
             except MemoryLimitError:
                 if not history:
@@ -111,28 +122,24 @@ class Session:
         """Return the captures that a configuration's method needs and the film was not encoded with."""
         return config.compressor.needs & CAPTURES - self._captured
 
-    def switch(self, config: Config, progress: Progress = lambda stage, done, total: None) -> None:
+    def switch(self, config: Config, progress: Progress = untold) -> None:
         """Answer with another configuration of the same media settings from now on; the history stays."""
         if self.missing(config):
-            self._look(config, progress)
+            self._load(config, RunContext.on(self.model.device, progress))
         self.config = config
 
-    def _look(self, config: Config, progress: Progress, clock: StageClock | None = None) -> None:
+    def _load(self, config: Config, context: RunContext | None) -> None:
         needs = config.compressor.needs
-        self.film = load_film(
-            self._source, config.media, needs, self.model, progress=progress, clock=clock, cache=self._cache
-        )
+        self.film = load_film(self._source, config.media, needs, self.model, context, cache=self._cache)
         self._captured = needs & CAPTURES
 
-    def _seen_by(self, config: Config) -> EncodedFilm:
+    def _film_for(self, config: Config) -> EncodedFilm:
         """Return the film without captures that a method did not ask for: it might take them into account."""
         if config.compressor.needs & CAPTURES == self._captured:
             return self.film
         media, needs = self.film.media, config.compressor.needs
         tokens = media.clip.tokens
-        tokens = dataclasses.replace(
-            tokens, keys=tokens.keys if KEYS in needs else None,
-            saliency=tokens.saliency if needs & SALIENCIES else None,
-        )  # fmt: skip
+        keys, saliency = tokens.keys if KEYS in needs else None, tokens.saliency if needs & SALIENCIES else None
+        tokens = dataclasses.replace(tokens, keys=keys, saliency=saliency)
         clip = dataclasses.replace(media.clip, tokens=tokens)
         return dataclasses.replace(self.film, media=dataclasses.replace(media, clip=clip))

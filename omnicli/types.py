@@ -1,4 +1,4 @@
-"""The types that carry everything from file to answer. Nothing here decodes, encodes or selects.
+"""The types that carry a film from file to LLM. Nothing here decodes, encodes or selects.
 
 Times are true seconds in the file (container start subtracted). Shapes are given as ``(N, D)``; N counts tokens in
 the order the model reads them, D is the width of the LLM's embedding space.
@@ -7,7 +7,6 @@ the order the model reads them, D is the width of the LLM's embedding space.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -144,14 +143,6 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class TokenCount:
-    """Tokens of one modality that came out of the encoder and that entered the LLM."""
-
-    encoded: int
-    kept: int
-
-
-@dataclass(frozen=True)
 class MediaUsed:
     """Seconds of picture and sound that were used beside what the file holds, and the pictures' sampling.
 
@@ -166,40 +157,3 @@ class MediaUsed:
     fps: float
     width: int
     height: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answered question with everything needed to trust and to repeat it (`omni ask --json`).
-
-    ``cached``: the film's tokens were read from the cache (`omnicli.encode.cache`).
-    """
-
-    id: str
-    media: str
-    question: str
-    answer: str
-    model: dict[str, Any]
-    preset: str
-    config: dict[str, Any]
-    media_used: MediaUsed
-    tokens: dict[str, Any]
-    positions: dict[str, float | None]
-    stages: dict[str, float]
-    busy: dict[str, float]
-    wall_s: float
-    time_to_first_token_s: float
-    peak_memory: dict[str, int | None]
-    flops: dict[str, float | None]
-    evidence: Sequence[dict[str, Any]] = ()
-    warnings: Sequence[str] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    cached: bool = False
-    status: str = "ok"
-    schema: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of product.md, keys in their documented order."""
-        out = dataclasses.asdict(self)
-        first = ["schema", "id", "media", "question", "answer", "status"]
-        return {k: out[k] for k in first} | {k: v for k, v in out.items() if k not in first}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import wave
 from pathlib import Path
@@ -16,6 +17,7 @@ from omnicli.encode import film as film_module
 from omnicli.encode.film import load_film
 from omnicli.errors import MediaError, MemoryLimitError
 from omnicli.media.write import FilmWriter
+from omnicli.utils.context import RunContext
 from omnicli.utils.timing import StageClock
 from tests.cli import schema
 from tests.support import tiny, tiny_qwen3
@@ -139,7 +141,7 @@ def test_what_was_timed_before_is_in_the_stages(folder, model):
     clock = StageClock()
     clock.start -= 5.0
     clock.stages["load"] += 5.0
-    (answer,) = ask(folder / "film.mp4", model, questions=QUESTIONS[:1], clock=clock)
+    (answer,) = ask(folder / "film.mp4", model, questions=QUESTIONS[:1], context=RunContext(clock=clock))
     assert answer.stages["load"] == pytest.approx(5.0) and answer.wall_s > 5.0
 
 
@@ -182,9 +184,9 @@ def test_nothing_beyond_the_end(folder, model):
 def test_what_does_not_fit_the_context_is_refused_with_the_knobs_that_help(folder, model, two, monkeypatch):
     tokens = two[0][0].tokens
     length = tokens["video"]["kept"] + tokens["audio"]["kept"] + tokens["text"]
-    monkeypatch.setattr(model, "max_position", length + 4)
+    monkeypatch.setattr(model, "facts", dataclasses.replace(model.facts, max_position=length + 4))
     assert len(ask(folder / "film.mp4", model, questions=QUESTIONS[:1])) == 1
-    monkeypatch.setattr(model, "max_position", length + 3)
+    monkeypatch.setattr(model, "facts", dataclasses.replace(model.facts, max_position=length + 3))
     with pytest.raises(MemoryLimitError) as error:
         ask(folder / "film.mp4", model, questions=QUESTIONS[:1])
     for words in (f"{length:,} tokens", f"{length + 3:,}", "--preset", "--fps", "--start", "--end"):
@@ -192,7 +194,7 @@ def test_what_does_not_fit_the_context_is_refused_with_the_knobs_that_help(folde
 
 
 def test_positions_beyond_what_the_model_was_trained_on_are_warned_of(folder, model, monkeypatch):
-    monkeypatch.setattr(model, "max_position", 80)
+    monkeypatch.setattr(model, "facts", dataclasses.replace(model.facts, max_position=80))
     settings = ("method=random", "random.tokens=8", "media.time_scale=off")
     (answer,) = ask(folder / "film.mp4", model, *settings, questions=["?"])
     assert any("was trained up to 80" in line for line in answer.warnings), answer.warnings
@@ -264,7 +266,7 @@ def _same(first, second) -> bool:
 
 def test_reading_in_stretches_gives_the_same_tokens(folder, monkeypatch):
     small = tiny.model()
-    small.video_batch = 2
+    small.facts = dataclasses.replace(small.facts, video_batch=2)
     plain = _encoded(folder / "film.mp4", small, fps=4)
     monkeypatch.setattr("omnicli.media.video.stretches", lambda batches: 3)
     assert _same(_encoded(folder / "film.mp4", small, fps=4), plain) and plain.used.frames == 16
@@ -273,7 +275,7 @@ def test_reading_in_stretches_gives_the_same_tokens(folder, monkeypatch):
 def test_a_damaged_film_is_read_as_in_one_stretch(tmp_path, monkeypatch):
     """Missing frames shift all pairs behind them, so that stretches of a damaged film would not fit together."""
     small = tiny.model()
-    small.video_batch = 2
+    small.facts = dataclasses.replace(small.facts, video_batch=2)
     data = bytearray(write(tmp_path / "whole.mp4").read_bytes())
     torn = 0
     for seed in range(8):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from omnicli import pipeline
@@ -42,14 +44,14 @@ def test_the_oldest_turns_are_forgotten_when_the_context_is_full(film, model):
     for question in ("one?", "two?", "three?"):
         last = session.ask(question).answer.tokens
     kept = last["video"]["kept"] + last["audio"]["kept"]
-    model.max_position = kept + last["text"] + 4  # what three turns take
+    model.facts = dataclasses.replace(model.facts, max_position=kept + last["text"] + 4)  # what three turns take
     told = session.ask("four?")
     assert [q for q, _ in told.history] == ["two?", "three?"]
     assert [q for q, _ in session.history] == ["two?", "three?", "four?"]
     assert told.answer.warnings[-1] == "the model's context is full: forgot 1 of 3 turns, up to 'one?'"
     assert [t.answer.question for t in session.told] == ["one?", "two?", "three?", "four?"]
 
-    model.max_position = 50
+    model.facts = dataclasses.replace(model.facts, max_position=50)
     with pytest.raises(MemoryLimitError, match="do not fit"):
         session.ask("five?")
     assert [q for q, _ in session.history] == ["two?", "three?", "four?"], "a question that cannot fit costs no turn"
@@ -84,7 +86,7 @@ def test_a_film_is_looked_at_again_only_for_what_was_not_captured(film, model):
     second = session.film
     assert second.media.clip.tokens.saliency is not None
     session.switch(load_config("full", SHORT))
-    assert session.film is second and session._seen_by(session.config).media.clip.tokens.saliency is None
+    assert session.film is second and session._film_for(session.config).media.clip.tokens.saliency is None
 
 
 def test_subtitles_stand_once_in_front_of_the_first_question(model, tmp_path):

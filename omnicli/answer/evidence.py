@@ -1,7 +1,7 @@
 """The seconds that an answer rests on: from attention to kept tokens to a few time ranges.
 
 A range is where tokens of one modality got much of the attention of the answer's own rows in the LLM's middle layers
-(`omnicli.llm.attention_recorder`). That tells where the model looked, not that it was right to. Knows tokens and
+(`omnicli.utils.attention_recorder`). That tells where the model looked, not that it was right to. Knows tokens and
 their times only.
 """
 

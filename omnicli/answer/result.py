@@ -9,59 +9,89 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from omnicli.answer import evidence
+from omnicli.answer.answer import Answer
 from omnicli.models import identity, timescale
-from omnicli.planning import flops as cost
-from omnicli.types import Answer, MediaTokens, Modality, Selection
+from omnicli.planning import flops
+from omnicli.types import MediaTokens, Modality, Selection
 from omnicli.utils import memory
 
 if TYPE_CHECKING:
     from omnicli.compress.base import Compressor
     from omnicli.config.config import Config
     from omnicli.encode.film import EncodedFilm
-    from omnicli.llm.attention_recorder import AttentionRecorder
     from omnicli.llm.decode import Generation
     from omnicli.llm.prefill import PrefillResult
     from omnicli.models.base import OmniModel
     from omnicli.models.parts import EncodedClip
-    from omnicli.utils.timing import Times
+    from omnicli.utils.context import RunContext
 
 
-def answer(
-    film: EncodedFilm, question: str, config: Config, used: OmniModel, *,
-    clip: EncodedClip, prompt_length: int, kept: MediaTokens, selection: Selection, read: PrefillResult, reused: int,
-    text: Generation, times: Times, first_token_s: float, recorder: AttentionRecorder | None = None,
-    history: Sequence[tuple[str, str]] = (),
-) -> Answer:  # fmt: skip
-    """Return the answer with everything that is known of its run; ``clip``: as the LLM's positions have it."""
-    around = prompt_length - len(kept)
-    counts = tokens(clip.tokens, kept, config.compressor, read.levels, used.depth)
-    counts |= {"text": around, "reused": reused, "generated": len(text.token_ids), "selection": selection.report}
-    counts |= {"timeline": timeline(clip.tokens, kept)}
+@dataclass(frozen=True)
+class Run:
+    """One question's way through the flow.
+
+    Attributes
+    ----------
+    history : tuple of (str, str)
+        Questions and answers that stood before the question, oldest first.
+    clip : EncodedClip
+        The film's tokens as the LLM's positions have them; ``kept``: those that entered it.
+    length, reused : int
+        Positions of the whole prompt, and how many of them an earlier question had read.
+    first_s : float
+        Seconds from the compression to the first token.
+    """
+
+    film: EncodedFilm
+    question: str
+    config: Config
+    model: OmniModel
+    history: tuple[tuple[str, str], ...]
+    clip: EncodedClip
+    selection: Selection
+    kept: MediaTokens
+    length: int
+    read: PrefillResult
+    reused: int
+    text: Generation
+    first_s: float
+    context: RunContext
+
+
+def answer(run: Run) -> Answer:
+    """Return the answer with everything that is known of its run."""
+    film, question, config, model = run.film, run.question, run.config, run.model
+    clip, kept, text, times = run.clip, run.kept, run.text, run.film.times + run.context.clock.report()
+    around = run.length - len(kept)
+    counts = tokens(clip.tokens, kept, config.compressor, run.read.levels, model.depth)
+    counts |= {"text": around, "reused": run.reused, "generated": len(text.token_ids)}
+    counts |= {"selection": run.selection.report, "timeline": timeline(clip.tokens, kept)}
     return Answer(
-        id=answer_id(film.info.path, question, config, history),
+        id=answer_id(film.info.path, question, config, run.history),
         media=str(film.info.path),
         question=question,
         answer=text.text.strip(),
-        model=identity.of_model(used),
+        model=identity.of_model(model),
         preset=config.preset,
         config=config.to_dict(),
         media_used=film.media.used,
         tokens=counts,
-        positions=positions(clip, used),
+        positions=positions(clip, model),
         stages={name: round(seconds, 4) for name, seconds in times.stages.items()},
         busy={name: round(seconds, 4) for name, seconds in times.busy.items()},
         wall_s=round(times.wall_s, 4),
-        time_to_first_token_s=round(first_token_s, 4),
-        peak_memory=memory.process_peaks(*used.devices),
-        flops=cost.prefill_flops(used.facts.llm, around, len(clip.tokens), read.by_layer),
-        evidence=[] if recorder is None else evidence.ranges(kept, recorder.scores()),
-        warnings=[*film.media.warnings, *cautions(used, clip, config, text.next_position - 1)],
+        time_to_first_token_s=round(film.times.wall_s + run.first_s, 4),
+        peak_memory=memory.process_peaks(*model.devices),
+        flops=flops.prefill_flops(model.facts.llm, around, len(clip.tokens), run.read.by_layer),
+        evidence=evidence.ranges(kept, run.context.recorder.scores()),
+        warnings=[*film.media.warnings, *cautions(model, clip, config, text.next_position - 1)],
         versions=identity.versions(),
         cached=film.cached,
     )
@@ -74,20 +104,20 @@ def answer_id(path: Path, question: str, config: Config, history: Sequence[tuple
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def positions(clip: EncodedClip, used: OmniModel) -> dict[str, float | None]:
+def positions(clip: EncodedClip, model: OmniModel) -> dict[str, float | None]:
     """Return the largest position of the media, the model's range, and what time was multiplied with, if it is told."""
     scale = None if clip.origin is None else round(clip.time_scale, 6)
-    return {"largest": round(clip.max_position, 3), "trained": used.max_position, "time_scale": scale}
+    return {"largest": round(clip.max_position, 3), "trained": model.max_position, "time_scale": scale}
 
 
-def cautions(used: OmniModel, clip: EncodedClip, config: Config, reached: float) -> list[str]:
+def cautions(model: OmniModel, clip: EncodedClip, config: Config, reached: float) -> list[str]:
     """Return what to know of the model: that it is unproven, or what was done to keep to what it was trained for.
 
     ``reached``: the largest position of all, text and answer included.
     """
-    found = [f"{used.name}: experimental, {used.experimental}"] if used.experimental else []
+    found = [f"{model.name}: experimental, {model.experimental}"] if model.experimental else []
     scale = None if clip.origin is None else clip.time_scale
-    return found + timescale.remarks(config, scale, reached=reached, trained=used.max_position, name=used.name)
+    return found + timescale.remarks(config, scale, reached=reached, trained=model.max_position, name=model.name)
 
 
 def tokens(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnicli.answer import result
+from omnicli.answer.answer import Answer
 from omnicli.batch.choices import chosen
 from omnicli.models import identity
-from omnicli.types import Answer
 
 if TYPE_CHECKING:
     from omnicli.batch.items import Item

@@ -28,9 +28,10 @@ from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError
 from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.media.pieces import HERE
 from omnicli.media.probe import MediaInfo, probe
-from omnicli.models.loading import load_model
+from omnicli.models.loading import load_configured
 from omnicli.planning.fit import smaller
 from omnicli.utils import memory
+from omnicli.utils.context import RunContext
 from omnicli.utils.timing import StageClock
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 def load(config: Config) -> OmniModel:
     """Return the model of a configuration."""
-    return load_model(config.model or "", config.device, config.dtype, config.quantize, config.offload)
+    return load_configured(config)
 
 
 @dataclass
@@ -137,27 +138,23 @@ class Worker:
         settings, needs, ahead = self.config.media, self.config.compressor.needs, self._ahead
         if ahead is None or ahead.media != media:
             self.forget()
-            clock = self._clock()
-            return load_film(media, settings, needs, self.model, clock=clock, cache=self.cache, decoder=self._decoder)
+            return load_film(media, settings, needs, self.model, cache=self.cache, decoder=self._decoder)
         try:
             ahead.clock.restart()
             with ahead.clock.stage("probe"):
                 begun = ahead.result()
-            return load_film(begun, settings, needs, self.model, clock=ahead.clock, cache=self.cache)
+            return load_film(begun, settings, needs, self.model, cache=self.cache)
         finally:
             self.forget()
-
-    def _clock(self) -> StageClock:
-        return StageClock(cuda=self.model.device.type == "cuda")
 
     def _look_ahead(self, following: str | None) -> None:
         if following is None or (self._ahead is not None and self._ahead.media == following):
             return
         self.forget()
         if self.cache is None or not self.cache.knows(Path(following)):
-            clock, decoder = self._clock(), self._decoder
-            begin = partial(DecodeJob, settings=self.config.media, model=self.model, clock=clock, decoder=decoder)
-            self._ahead = _Ahead(following, clock, begin)
+            context, decoder = RunContext.on(self.model.device), self._decoder
+            begin = partial(DecodeJob, settings=self.config.media, model=self.model, context=context, decoder=decoder)
+            self._ahead = _Ahead(following, context.clock, begin)
 
     def forget(self) -> None:
         """Stop decoding the file that was to follow."""

@@ -28,9 +28,10 @@ from omnicli.utils.memory import Peaks
 from omnicli.utils.timing import PARTS, Times
 
 if TYPE_CHECKING:
+    from omnicli.answer.answer import Answer
     from omnicli.config.config import Config
     from omnicli.config.settings import MediaConfig
-    from omnicli.types import Answer, MediaUsed
+    from omnicli.types import MediaUsed
 
 REFERENCE = "full"
 """Name of the variant that all others are compared with."""
@@ -124,9 +125,15 @@ class Outcome:
 
 
 def measure(
-    source: str | Path, variants: Sequence[Variant], question: str, model: OmniModel, *,
-    repeat: int, warmup: int = 1, tell: Tell = lambda text: None,
-) -> Outcome:  # fmt: skip
+    source: str | Path,
+    variants: Sequence[Variant],
+    question: str,
+    model: OmniModel,
+    *,
+    repeat: int,
+    warmup: int = 1,
+    tell: Tell = lambda text: None,
+) -> Outcome:
     """Measure variants on a film.
 
     Parameters

@@ -2,7 +2,7 @@
 
 A needle changes one frame or a few seconds of sound; only the frame groups and sound blocks it touches are encoded
 anew, and their rows of the clip's tokens are replaced for as long as the question is asked. That is exact, not an
-approximation: the encoders look at nothing beyond (`omnicli.bench.needle_sound` says what else ties sound together),
+approximation: the encoders look at nothing beyond (`omnicli.bench.needle_audio` says what else ties sound together),
 and order, times and positions of tokens do not depend on what is seen or heard. Shorter clips are prefixes of the
 longest one. Knows neither presets nor answers.
 """
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from omnicli.bench.needle import FPS, MODALITIES, Grid, Needle, caption_frame, loudness, speak
-from omnicli.bench.needle_sound import Sound, SoundBlocks
-from omnicli.encode.encode import Encoded, Progress
+from omnicli.bench.needle_audio import AudioBlocks, AudioTokens
+from omnicli.encode.encode import Encoded
 from omnicli.encode.film import EncodedFilm
 from omnicli.errors import MediaError, UsageError
 from omnicli.media import audio, sampling, video
@@ -28,6 +28,7 @@ from omnicli.media.probe import MediaInfo
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import PAIR_SALIENCY, EncodedAudio, EncodedClip, EncodedVideo
 from omnicli.types import MediaTokens, MediaUsed, Modality
+from omnicli.utils.context import Progress, untold
 from omnicli.utils.timing import Times
 
 _SHORT_S = 0.5  # a film may be this much shorter than the clip that is cut from it
@@ -56,13 +57,19 @@ class Haystack:
 
     @torch.inference_mode()
     def __init__(
-        self, info: MediaInfo, model: OmniModel, grid: Grid, *, capture: frozenset[str] = frozenset(),
-        max_pixels: int | None = None, progress: Progress = lambda stage, done, total: None,
-    ) -> None:  # fmt: skip
+        self,
+        info: MediaInfo,
+        model: OmniModel,
+        grid: Grid,
+        *,
+        capture: frozenset[str] = frozenset(),
+        max_pixels: int | None = None,
+        progress: Progress = untold,
+    ) -> None:
         check(info, grid)
         self.info, self.model, self.grid, self.capture = info, model, grid, capture
         end_s = min(grid.durations[-1], info.duration_s)
-        self.blocks = SoundBlocks(model, capture)
+        self.blocks = AudioBlocks(model, capture)
         self.unit = model.frame_group * (2 if PAIR_SALIENCY in capture else 1)  # frames that are encoded together
         self.size, self.times = (0, 0), np.zeros(0)
         self.video: list[EncodedVideo] = []
@@ -71,17 +78,17 @@ class Haystack:
             self.times = sampling.frame_times(info.frames.time_s, FPS, None, 0.0, end_s)
             self.size = model.frame_size(info.video.width, info.video.height, len(self.times), max_pixels=max_pixels)
             self._look(info, end_s, progress)
-        self.sound: Sound | None = None
+        self.audio: AudioTokens | None = None
         self.lufs = float("-inf")
         if info.audio is not None:
-            pieces, heard = [np.zeros(0, np.float32)], 0
+            pieces, read = [np.zeros(0, np.float32)], 0
             for piece in audio.read_audio(info, 0.0, end_s):
                 pieces.append(piece)
-                heard += len(piece)
-                progress("decode_audio", heard / SAMPLE_RATE, end_s)
+                read += len(piece)
+                progress("decode_audio", read / SAMPLE_RATE, end_s)
             samples = np.concatenate(pieces)
             if len(samples):
-                self.sound = self.blocks.encode(samples, lambda done_s: progress("encode_audio", done_s, end_s))
+                self.audio = self.blocks.encode(samples, lambda done_s: progress("encode_audio", done_s, end_s))
                 self.lufs = loudness(samples)
 
     def _look(self, info: MediaInfo, end_s: float, progress: Progress) -> None:
@@ -141,20 +148,26 @@ class Prefix:
         pieces = _first_groups(hay.video, whole // model.frame_group)
         if rest := [hay.frames[i] for i in range(whole, self.frames)]:
             pieces.append(hay._encode_frames(rest))
-        self.sound: Sound | None = None
-        if hay.sound is not None:
-            self.sound = hay.blocks.prefix(hay.sound, round(end_s * SAMPLE_RATE))
+        self.audio: AudioTokens | None = None
+        if hay.audio is not None:
+            self.audio = hay.blocks.prefix(hay.audio, round(end_s * SAMPLE_RATE))
         times = hay.times[: self.frames]
-        sounds = [] if self.sound is None else [self.sound.encoded]
-        self.clip: EncodedClip = model.assemble(pieces, times, sounds, 0.0, end_s)
+        encoded = [] if self.audio is None else [self.audio.encoded]
+        self.clip: EncodedClip = model.assemble(pieces, times, encoded, 0.0, end_s)
         self._rows = {m: self.clip.tokens.indices(m) for m in Modality}
         self._cells = pieces[0].rows * pieces[0].cols if pieces else 0
-        heard = 0.0 if self.sound is None else len(self.sound.samples) / SAMPLE_RATE
-        seen = end_s - float(times[0]) if len(times) else 0.0
+        audio_s = 0.0 if self.audio is None else len(self.audio.samples) / SAMPLE_RATE
+        video_s = end_s - float(times[0]) if len(times) else 0.0
         used = MediaUsed(
-            round(seen, 3), round(heard, 3), round(seen, 3), round(heard, 3), self.frames,
-            round(self.frames / seen, 4) if seen > 0 else 0.0, hay.size[1], hay.size[0],
-        )  # fmt: skip
+            round(video_s, 3),
+            round(audio_s, 3),
+            round(video_s, 3),
+            round(audio_s, 3),
+            self.frames,
+            round(self.frames / video_s, 4) if video_s > 0 else 0.0,
+            hay.size[1],
+            hay.size[0],
+        )
         self.film = EncodedFilm(hay.info, Encoded(self.clip, used, ()), Times())
         """What `omnicli.pipeline.answer` takes; while `with_needle` is open, with the needle in it."""
 
@@ -186,10 +199,10 @@ class Prefix:
 
     @torch.inference_mode()
     def _said(self, depth: float, needle: Needle) -> tuple[float, list[_Rows]]:
-        if self.sound is None:
+        if self.audio is None:
             raise UsageError(f"{self.hay.info.path.name}: no sound to hide a needle in")
-        samples, begin, end = speak(self.sound.samples, self.hay.lufs, depth, needle)
-        change = self.hay.blocks.change(self.sound, samples, begin, end)
+        samples, begin, end = speak(self.audio.samples, self.hay.lufs, depth, needle)
+        change = self.hay.blocks.change(self.audio, samples, begin, end)
         rows = self._rows[Modality.AUDIO]
         return begin / SAMPLE_RATE, [(rows[at : at + p.features.shape[0]], p) for at, p in change.pieces]
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ import torch
 from omnicli import pipeline
 from omnicli.bench.needle import FPS, QUESTION, Grid, Needle, found, make_needle
 from omnicli.bench.needle_film import Haystack, Prefix
+from omnicli.bench.needle_journal import SCHEMA, Journal
 from omnicli.config.config import Config
 from omnicli.config.settings import MediaConfig
-from omnicli.encode.encode import Progress
 from omnicli.errors import ConfigError, MemoryLimitError, ModelError, OmniError, UsageError
 from omnicli.media.probe import MediaInfo
 from omnicli.models import identity
@@ -32,10 +31,10 @@ from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES, SALIENCIES
 from omnicli.train.pocket_eval import wilson
 from omnicli.utils import memory
-from omnicli.utils.jsonl import JsonLines
+from omnicli.utils.context import Progress, untold
 
-SCHEMA = 1
-_KEY = ("haystack", "preset", "settings", "modality", "duration_s", "depth", "needle")
+Pending = dict[tuple[str, float, int], "list[Contender]"]
+"""Questions still to be asked of one clip: (modality, depth, needle) to presets."""
 
 Tell = Callable[[int, int, str, "float | None"], None]
 """Called before every question with how many are answered, of how many, what comes next, and seconds left."""
@@ -91,71 +90,6 @@ def sampled_alike(config: Config, max_pixels: int | None = None) -> Config:
     return dataclasses.replace(config, media=MediaConfig(fps=FPS, max_pixels=max_pixels))
 
 
-class Journal:
-    """Answers so far, one JSON line each, written as they come; the first line holds what all of them depend on.
-
-    Answers of other presets, durations or depths than a run's own stay for a run that wants them.
-
-    Parameters
-    ----------
-    path : Path or None
-        None keeps answers in memory only.
-    arguments : dict
-        What all answers depend on, as plain JSON values: haystacks, model, seed.
-
-    Raises
-    ------
-    UsageError
-        The file is of a run with other arguments, is no such journal, cannot be written, or another process has it.
-    """
-
-    def __init__(self, path: Path | None, arguments: dict[str, Any]) -> None:
-        self.path = path
-        self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-        header = {"schema": SCHEMA, "kind": "needle journal", "arguments": json.loads(json.dumps(arguments))}
-        self._lines = None if path is None else JsonLines(path, "--journal")
-        if self._lines is None:
-            return
-        try:
-            if values := list(self._lines.values()):
-                self._read(values, header)
-            else:
-                self._lines.append(header)
-        except UsageError:
-            self.close()
-            raise
-
-    def _read(self, values: list[dict[str, Any]], header: dict[str, Any]) -> None:
-        (first, *rows), path = values, self.path
-        try:
-            kind, arguments = first["kind"], first["arguments"]
-            self.rows = {tuple(row[k] for k in _KEY): row for row in rows}
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"--journal {path}: is no needle journal; name another file") from error
-        if kind != header["kind"] or first.get("schema") != SCHEMA:
-            raise UsageError(f"--journal {path}: is no needle journal of this version; name another file")
-        wanted = header["arguments"]
-        if differing := sorted(k for k in {*wanted, *arguments} if wanted.get(k) != arguments.get(k)):
-            raise UsageError(
-                f"--journal {path}: written by a run with other {', '.join(differing)}; name another file, "
-                "or repeat that run's arguments"
-            )
-
-    def __contains__(self, key: tuple[Any, ...]) -> bool:
-        return key in self.rows
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep an answer, on disk as well before anything else happens."""
-        self.rows[tuple(row[k] for k in _KEY)] = row
-        if self._lines is not None:
-            self._lines.append(row)
-
-    def close(self) -> None:
-        """Let go of the file, which nobody else can write until then."""
-        if self._lines is not None:
-            self._lines.close()
-
-
 class Run:
     """One run over all haystacks. `run` does it, `report` tells of it.
 
@@ -178,7 +112,7 @@ class Run:
         recordings: Sequence[Needle] = (),
         max_pixels: int | None = None,
         tell: Tell = lambda done, total, what, left_s: None,
-        progress: Progress = lambda stage, done, total: None,
+        progress: Progress = untold,
     ) -> None:
         self.grid, self.contenders, self.sources, self.journal = grid, contenders, sources, journal
         self.recordings, self.max_pixels, self.tell, self.progress = recordings, max_pixels, tell, progress
@@ -221,9 +155,8 @@ class Run:
             self._model = self._load()
         return self._model
 
-    def _pending(self, which: int, duration_s: float) -> dict[tuple[str, float, int], list[Contender]]:
-        """Return the questions of one clip that are still to be asked: (modality, depth, needle) to presets."""
-        out: dict[tuple[str, float, int], list[Contender]] = {}
+    def _pending(self, which: int, duration_s: float) -> Pending:
+        out: Pending = {}
         for modality, depth, number in self.grid.cells(duration_s):
             if left := [
                 c
@@ -239,9 +172,7 @@ class Run:
         return contender.takes(duration_s) and not out
 
     @torch.inference_mode()
-    def _ask_all(
-        self, which: int, prefix: Prefix, pending: dict[tuple[str, float, int], list[Contender]]
-    ) -> None:  # fmt: skip
+    def _ask_all(self, which: int, prefix: Prefix, pending: Pending) -> None:
         duration_s = prefix.duration_s
         for (modality, depth, number), contenders in pending.items():
             needle = make_needle(

@@ -18,11 +18,11 @@ from omnicli.errors import MediaError, UsageError, near_names
 from omnicli.utils.timing import StageClock
 
 if TYPE_CHECKING:
+    from omnicli.answer.answer import Answer
     from omnicli.config.config import Config
     from omnicli.encode.cache import Cache
     from omnicli.media.probe import MediaInfo
     from omnicli.models.base import OmniModel
-    from omnicli.types import Answer
 
 POCKET_FOLDER = Path(__file__).resolve().parent.parent / "models" / "pocket"
 HONESTY = (
@@ -78,11 +78,11 @@ def prepare(given: SharedOptions) -> Config:
 
 def resolve(given: SharedOptions) -> Config:
     """Do the same for a model that need not be on this machine."""
-    from omnicli.config.config import load_config
+    from omnicli.config.config import DEFAULT_MODEL, DEFAULT_PRESET, load_config
 
     mine = defaults.load_defaults()
-    config = load_config(given.preset or mine.preset or defaults.FALLBACK_PRESET, [*mine.set, *given.settings])
-    name = given.model or config.model or mine.model or defaults.FALLBACK_MODEL
+    config = load_config(given.preset or mine.preset or DEFAULT_PRESET, [*mine.set, *given.settings])
+    name = given.model or config.model or mine.model or DEFAULT_MODEL
     return dataclasses.replace(
         config,
         model=name,
@@ -109,11 +109,9 @@ def load(config: Config, clock: StageClock) -> OmniModel:
     if config.model == "pocket":
         render.note(honesty())
     with clock.stage("load"):
-        from omnicli.models.loading import load_model
+        from omnicli.models.loading import load_configured
 
-        model = load_model(
-            config.model or defaults.FALLBACK_MODEL, config.device, config.dtype, config.quantize, config.offload
-        )
+        model = load_configured(config)
     clock.cuda = model.device.type == "cuda"
     return model
 
@@ -179,15 +177,22 @@ def answer(
     source, config, model, note = begin(path, config, clock, cache, fit)
     with clock.stage("load"):
         from omnicli import pipeline
+        from omnicli.utils.context import RunContext
 
     with render.ProgressDisplay() as progress:
         stream = render.AnswerStream(questions, progress)
         write = on_text or (None if json_out else stream)
         try:
             answers = pipeline.ask(
-                source, questions, config, model, on_text=write, on_progress=progress, clock=clock, cache=cache,
+                source,
+                questions,
+                config,
+                model,
+                on_text=write,
+                context=RunContext(progress, clock),
+                cache=cache,
                 evidence=evidence,
-            )  # fmt: skip
+            )
         except BaseException:
             stream.close()
             raise

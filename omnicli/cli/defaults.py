@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from omnicli.encode.cache import Cache
 
 KEYS = ("model", "preset", "device", "dtype", "cache_dir", "cache_limit")
-FALLBACK_MODEL = "pocket"
-FALLBACK_PRESET = "avoc"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from omnicli.utils.timing import LABELS
 
 if TYPE_CHECKING:
-    from omnicli.types import Answer
+    from omnicli.answer.answer import Answer
 
 PER_QUESTION = frozenset({"compress", "prefill", "select_in_llm", "generate"})
 """Stages that every question goes through by itself; their progress is counted in tokens, that of others in seconds."""

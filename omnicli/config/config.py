@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 Quantize = Literal["none", "int8", "int4"]
 
+DEFAULT_PRESET, DEFAULT_MODEL = "avoc", "pocket"
+"""What is taken where nobody chose."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -342,6 +345,8 @@ class _Resolver:
 
 
 __all__ = [
+    "DEFAULT_MODEL",
+    "DEFAULT_PRESET",
     "Config",
     "PresetInfo",
     "find_preset",

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omnicli.encode.encode import DecodeJob, Encoded, Progress, encode
+from omnicli.encode.encode import DecodeJob, Encoded, encode
 from omnicli.media import subtitles
 from omnicli.media.pieces import HERE, Decoder
 from omnicli.media.probe import MediaInfo, probe
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import CAPTURES
-from omnicli.utils.timing import StageClock, Times
+from omnicli.utils.context import RunContext
+from omnicli.utils.timing import Times
 
 if TYPE_CHECKING:
     from omnicli.config.settings import MediaConfig
@@ -34,17 +35,26 @@ class EncodedFilm:
 
 @torch.inference_mode()
 def load_film(
-    source: str | Path | MediaInfo | DecodeJob, settings: MediaConfig, needs: frozenset[str], model: OmniModel, *,
-    progress: Progress = lambda stage, done, total: None, clock: StageClock | None = None, cache: Cache | None = None,
+    source: str | Path | MediaInfo | DecodeJob,
+    settings: MediaConfig,
+    needs: frozenset[str],
+    model: OmniModel,
+    context: RunContext | None = None,
+    *,
+    cache: Cache | None = None,
     decoder: Decoder = HERE,
-) -> EncodedFilm:  # fmt: skip
+) -> EncodedFilm:
     """Decode and encode a file, capturing what of ``needs`` the encoders can give; or read what the cache kept.
 
-    ``source`` may be the film's decoding, begun before; ``decoder``: where it is decoded otherwise.
+    ``source`` may be the film's decoding, begun before, with a context of its own; ``decoder``: where it is decoded
+    otherwise.
     """
-    begun = source if isinstance(source, DecodeJob) else None
-    source = source.film.info if isinstance(source, DecodeJob) else source
-    clock, capture = clock or StageClock(cuda=model.device.type == "cuda"), needs & CAPTURES
+    begun, capture = source if isinstance(source, DecodeJob) else None, needs & CAPTURES
+    if isinstance(source, DecodeJob):
+        context = source.film.context
+        source = source.film.info
+    context = context or RunContext.on(model.device)
+    clock = context.clock
     entry = cache and cache.entry(source, settings, capture, model, clock)
     kept = entry.read() if entry else None
     with clock.stage("probe"):
@@ -53,8 +63,7 @@ def load_film(
     if kept:
         media = kept[1]
     else:
-        decoding = begun or DecodeJob(info, settings, model, clock, decoder)
-        media = encode(decoding, capture=capture, progress=progress)
+        media = encode(begun or DecodeJob(info, settings, model, context, decoder), capture)
         if entry:
             entry.write(info, media)
     media = replace(media, warnings=(*media.warnings, *notes))

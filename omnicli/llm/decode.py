@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.kv import KVCache
 from omnicli.llm.steps import Steps
+from omnicli.utils.attention_recorder import AttentionRecorder
 
 if TYPE_CHECKING:
     from omnicli.models.base import OmniModel

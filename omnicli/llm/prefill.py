@@ -9,7 +9,6 @@ Text is never pruned. Nothing here knows a model family or a method.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.kv import KVCache
 from omnicli.llm.pruning import LAST_QUERY_ATTENTION, OUTPUT_ATTENTION, LayerPruner, LayerView
 from omnicli.types import MediaTokens, Modality, Selection
+from omnicli.utils.attention_recorder import AttentionRecorder
+from omnicli.utils.context import RunContext
 
 if TYPE_CHECKING:
     from omnicli.models.base import OmniModel
-    from omnicli.utils.timing import StageClock
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,12 @@ def read_prefix(
     media: MediaTokens | None,
     layers: int,
     chunk: int = 2048,
-    progress: Callable[[float], None] | None = None,
+    report: Callable[[float], None] = lambda share: None,
 ) -> Prefix:
     """Read the beginning of a prompt; see `prefill` for the parameters and `shared_layers` for ``layers``."""
     hidden = _by_chunk(
         model, embeds, position_ids, cache, layers=layers, span=media_span, extra=_extra(media), chunk=chunk,
-        report=progress or (lambda _: None), whole=layers < model.depth,
+        report=report, whole=layers < model.depth,
     )  # fmt: skip
     return Prefix(embeds, position_ids, media_span, media, cache, layers, hidden if layers < model.depth else None)
 
@@ -152,10 +151,8 @@ def prefill(
     pruner: LayerPruner | None = None,
     encoded: tuple[int, int] | None = None,
     prefix: Prefix | None = None,
-    recorder: AttentionRecorder | None = None,
     chunk: int = 2048,
-    progress: Callable[[float], None] | None = None,
-    clock: StageClock | None = None,
+    context: RunContext | None = None,
 ) -> PrefillResult:
     """Run all layers over a prompt, appending to ``cache``, and return the logits of its last position.
 
@@ -176,14 +173,11 @@ def prefill(
         that enter.
     prefix : Prefix
         The prompt's beginning, which ``cache`` then holds already in the layers that have read it.
-    recorder : AttentionRecorder
-        Is shown what the prompt's last position attends to, and told what the caches hold.
     chunk : int
         Positions worked on at a time.
-    progress : callable
-        Called with the fraction done.
-    clock : StageClock
-        Times ``select_in_llm``, a part of prefill.
+    context : RunContext
+        Is told of ``prefill`` in positions of the prompt; its clock times ``select_in_llm``, its recorder is shown what
+        the last position attends to, and told what the caches hold.
 
     Raises
     ------
@@ -200,30 +194,30 @@ def prefill(
     if span.stop > size:
         raise ValueError("media_span reaches past the prompt")
     stops = _stops(model, media, pruner)
-    report, recorder = progress or (lambda _: None), recorder or AttentionRecorder.nothing()
+    watch = context or RunContext()
     layers = shared_layers(model, media, pruner)
     held = [length - (prefix.rows if prefix and i < prefix.layers else 0) for i, length in enumerate(cache.lengths)]
     if prefix is None:
         rows = span.stop if span.stop < size else 0  # the last position belongs to the rest: its logits are asked for
-        share = rows / size * layers / model.depth
+        part = rows * layers / model.depth
         begin = embeds[:rows], position_ids[:, :rows], cache
         prefix = read_prefix(
             model, *begin, media_span=span, media=media, layers=layers, chunk=chunk,
-            progress=lambda done: report(done * share),
+            report=lambda done: watch.progress("prefill", done * part, size),
         )  # fmt: skip
     behind = prefix.rows
     if stops and pruner is not None and media is not None:
         entered = _counted(media)
         loop = PrunedPrefill(
-            model, cache, chunk, report, clock, stops, pruner, media, entered, encoded or entered, held, recorder
+            model, cache, chunk, watch, stops, pruner, media, entered, encoded or entered, held
         )  # fmt: skip
         return loop(prefix, embeds[behind:], position_ids, span)
     kept = torch.arange(span.stop - span.start, device=embeds.device)
-    recorder.held, recorder.first = [kept] * model.depth, held[0] + span.start
+    watch.recorder.held, watch.recorder.first = [kept] * model.depth, held[0] + span.start
     last = _by_chunk(
         model, embeds[behind:], position_ids[:, behind:], cache,
-        layers=model.depth, span=span, extra=_extra(media), chunk=chunk, first=behind, recorder=recorder,
-        report=lambda done: report((behind + done * (size - behind)) / size),
+        layers=model.depth, span=span, extra=_extra(media), chunk=chunk, first=behind, recorder=watch.recorder,
+        report=lambda done: watch.progress("prefill", behind + done * (size - behind), size),
     )  # fmt: skip
     levels = [(0, span.stop - span.start, 0)] if media is None else [(0, *_counted(media))]
     return PrefillResult(model.logits(last)[0], levels, kept)
@@ -293,22 +287,20 @@ class PrunedPrefill:
     model: OmniModel
     cache: KVCache
     chunk: int
-    report: Callable[[float], None]
-    clock: StageClock | None
+    context: RunContext
     stops: frozenset[int]
     pruner: LayerPruner
     media: MediaTokens
     entered: tuple[int, int]
     encoded: tuple[int, int]
     held: list[int]  # tokens that each layer's cache held before the prompt
-    recorder: AttentionRecorder
 
     def __call__(self, prefix: Prefix, rest: Tensor, position_ids: Tensor, span: slice) -> PrefillResult:
         """Read ``rest`` (n, D) behind the prefix and go on with both."""
         model, hidden, behind = self.model, rest.clone(), prefix.rows
         rope, depth = model.rope(position_ids), model.depth
         media, late, held = self.media, self.pruner.late_removal(depth), self.held
-        extra, self.recorder.first = _extra(media), held[0] + span.start
+        extra, self.context.recorder.first = _extra(media), held[0] + span.start
         kept = torch.arange(len(media), device=rest.device)
         levels = [(0, *self.entered)]
         rows = behind + rest.shape[0]
@@ -321,16 +313,16 @@ class PrunedPrefill:
             rows_at = (behind, 0) if alone else (0, behind)
             hidden, rope = model.to_layer_device(layer, hidden, rope)
             attention = self._read(layer, hidden, rope, rows_at, (span, extra))
-            self.report(max(prefix.rows / rows * prefix.layers, layer + 1) / depth)
+            self.context.progress("prefill", max(prefix.rows * prefix.layers, rows * (layer + 1)) / depth, rows)
             ran.append((held[layer], kept, span))
-            self.recorder.add(attention, layer, kept)
+            self.context.recorder.add(attention, layer, kept)
             if layer == prefix.layers - 1 and prefix.hidden is not None:
                 hidden = torch.cat([prefix.hidden, hidden])
             if late is not None and layer <= late and not self.pruner.keeps_kv():
                 self._forget(layer, self.cache.lengths[layer], ran[-1], kept[:0], spare)
             if layer not in self.stops or layer == depth - 1 or not len(media):
                 continue
-            with self.clock.stage("select_in_llm") if self.clock is not None else contextlib.nullcontext():
+            with self.context.clock.stage("select_in_llm"):
                 if self._asks(layer, OUTPUT_ATTENTION):
                     attention = self.model.query_attention(layer, hidden, rope)[span]
                 elif self._asks(layer, LAST_QUERY_ATTENTION) and attention is not None:
@@ -367,7 +359,7 @@ class PrunedPrefill:
         ``rows_at``: the prompt's row that it begins with, and where the chunks of its first part end.
         """
         (first, border), (span, features), attention = rows_at, extra, None
-        wanted = self._asks(layer, LAST_QUERY_ATTENTION) or layer in self.recorder.layers
+        wanted = self._asks(layer, LAST_QUERY_ATTENTION) or layer in self.context.recorder.layers
         for begin, end in self._chunks(border, hidden.shape[0]):
             part = self.model.slice_rope(rope, slice(first + begin, first + end))
             ask = wanted and end == hidden.shape[0]
@@ -380,9 +372,9 @@ class PrunedPrefill:
     def _settle(self, ran: list[tuple[int, Tensor, slice]], kept: Tensor, late: int | None, spare: int) -> None:
         """Drop the keys and values that were to be kept up to here, and tell the watch what the caches now hold."""
         if self.pruner.keeps_kv():
-            self.recorder.held = [media for _, media, _ in ran]
+            self.context.recorder.held = [media for _, media, _ in ran]
             return
-        self.recorder.held = [kept[:0] if late is not None and layer <= late else kept for layer in range(len(ran))]
+        self.context.recorder.held = [kept[:0] if late is not None and layer <= late else kept for layer in range(len(ran))]
         if late is None:
             for layer, before in enumerate(ran):
                 self._forget(layer, self.cache.lengths[layer], before, kept, spare)

@@ -7,19 +7,17 @@ pays for itself. Reading again and reading on give the same numbers, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import PrefillResult, Prefix, prefill, read_prefix, shared_layers
 from omnicli.llm.pruning import LayerPruner
+from omnicli.utils.context import RunContext
 
 if TYPE_CHECKING:
-    from omnicli.llm.attention_recorder import AttentionRecorder
     from omnicli.models.base import OmniModel
     from omnicli.models.parts import ModelInput
     from omnicli.types import MediaTokens
-    from omnicli.utils.timing import StageClock
 
 
 class PrefixCache:
@@ -37,10 +35,16 @@ class PrefixCache:
         self._prefix: Prefix | None = None
 
     def read(
-        self, prompt: ModelInput, media: MediaTokens, pruner: LayerPruner, *,
-        encoded: tuple[int, int], room: int, last: bool = False, recorder: AttentionRecorder | None = None,
-        progress: Callable[[float], None] | None = None, clock: StageClock | None = None,
-    ) -> tuple[PrefillResult, KVCache]:  # fmt: skip
+        self,
+        prompt: ModelInput,
+        media: MediaTokens,
+        pruner: LayerPruner,
+        *,
+        encoded: tuple[int, int],
+        room: int,
+        last: bool = False,
+        context: RunContext | None = None,
+    ) -> tuple[PrefillResult, KVCache]:
         """Read a prompt whose media are ``media``; the cache has room for so many tokens more.
 
         Parameters
@@ -57,16 +61,16 @@ class PrefixCache:
         if prefix is not None and not (prefix.rows == rows and prefix.fits(*begin, media, layers)):
             prefix = None
         self.reused = 0 if prefix is None else rows
-        share = 0.0 if prefix is not None else rows / size * layers / model.depth
-        report = progress or (lambda _: None)
+        context = context or RunContext()
         if prefix is None:
             cache = KVCache(
                 model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=model.layer_devices,
                 capacity=size + room,
             )  # fmt: skip
+            part = rows * layers / model.depth
             prefix = read_prefix(
                 model, *begin, cache, media_span=span, media=media, layers=layers,
-                progress=lambda done: report(done * share),
+                report=lambda done: context.progress("prefill", done * part, size),
             )  # fmt: skip
         prunes = layers < model.depth
         cache = prefix.cache.copy(layers, size + room) if prunes and not last else prefix.cache
@@ -76,7 +80,6 @@ class PrefixCache:
             self._prefix = prefix
         found = prefill(
             model, prompt.embeds, prompt.position_ids, cache, media_span=span, media=media, pruner=pruner,
-            encoded=encoded, prefix=prefix, recorder=recorder, clock=clock,
-            progress=lambda done: report(max(share, done)),
+            encoded=encoded, prefix=prefix, context=context,
         )  # fmt: skip
         return found, cache

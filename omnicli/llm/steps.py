@@ -18,8 +18,8 @@ from torch import Tensor
 from omnicli.llm.kv import KVCache, LastRow
 
 if TYPE_CHECKING:
-    from omnicli.llm.attention_recorder import AttentionRecorder
     from omnicli.models.base import OmniModel
+    from omnicli.utils.attention_recorder import AttentionRecorder
 
 BEFORE = 8
 """Steps before one is recorded, which costs about two of them: short answers do without."""

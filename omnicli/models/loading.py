@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnicli.config.config import DEFAULT_MODEL
 from omnicli.errors import ModelError, UnknownFamilyError, near_names
 from omnicli.models import registry
 from omnicli.models.weights import checkpoint, hub
@@ -22,6 +23,7 @@ from omnicli.utils import fingerprint
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
+    from omnicli.config.config import Config
     from omnicli.models.base import OmniModel
     from omnicli.models.facts.base import Facts
 
@@ -101,6 +103,11 @@ def load_model(
     if others:
         model.spread(devices, [torch.cuda.mem_get_info(card)[0] for card in devices])
     return model
+
+
+def load_configured(config: Config) -> OmniModel:
+    """Load the model that a configuration names, or the default one, as it says; see `load_model`."""
+    return load_model(config.model or DEFAULT_MODEL, config.device, config.dtype, config.quantize, config.offload)
 
 
 def _is_quantised(config: dict[str, Any]) -> bool:

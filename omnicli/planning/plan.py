@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from omnicli.config.config import Config
+from omnicli.config.config import DEFAULT_MODEL, Config
 from omnicli.config.settings import MediaConfig
 from omnicli.errors import MediaError, ModelError
 from omnicli.media import sampling
@@ -156,7 +156,7 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
     from omnicli.models import loading
     from omnicli.models.weights import checkpoint
 
-    name = config.model or "pocket"
+    name = config.model or DEFAULT_MODEL
     facts, size = loading.find_facts(name)
     if size is not None:
         values = facts.parameters[size]
@@ -176,7 +176,7 @@ def plan_for(info: MediaInfo, config: Config, facts: Facts, values: int, name: s
     item = 4 if dtype == "float32" else 2
     media = read(info, config.media, facts)
     n_video = -(-media.frames // facts.frame_group) * facts.group_tokens(media.height, media.width)
-    n_audio = facts.sound_tokens(media.sound_s)
+    n_audio = facts.audio_tokens(media.sound_s)
     if n_video + n_audio == 0:
         raise MediaError(f"{info.path}: no picture and no sound in the chosen span")
     method, n = config.compressor, n_video + n_audio
@@ -307,9 +307,9 @@ def _parts(facts: Facts, config: Config, media: Media, *, counts: tuple[int, int
     patches = pixels // facts.patch**2 // facts.frame_group
     rows = 3 * pixels * (1 + 4 + (item if item < 4 else 0))  # uint8 and normalised float32, cast where that is not it
     seen = rows + patches * facts.vision.position_values * item if media.frames else 0
-    heard_s = min(facts.sound_batch_s, media.sound_s)
+    heard_s = min(facts.audio_batch_s, media.sound_s)
     stem = heard_s * 100 * (facts.mel_bands * 4 + facts.stem_values * item)
-    positions = heard_s * facts.positions_per_s_of_sound
+    positions = heard_s * facts.audio_positions_per_s
     heard = int(max(stem, positions * facts.audio.position_values * item))
     per_group = media.height * media.width // facts.patch**2
     maps = 3 * 4 * min(MAP_ELEMENTS, max(patches * per_group, int(positions**2)))  # scores, softmax, and a copy
@@ -399,7 +399,7 @@ def to_dict(info: MediaInfo, config: Config, plan: Plan, found: list[Change]) ->
         "schema": SCHEMA,
         "media": str(info.path),
         "model": {
-            "name": config.model or "pocket",
+            "name": config.model or DEFAULT_MODEL,
             "dtype": plan.dtype,
             "device": plan.device_name,
             "quantize": plan.quantize,

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.steps import Steps
 from omnicli.models.base import OmniModel
 from omnicli.testing.trial import CLOSE, QUESTION, SECONDS, Trial, close
 from omnicli.types import Selection
+from omnicli.utils.attention_recorder import AttentionRecorder
 
 
 def prompts(t: Trial) -> Iterator[str]:
@@ -41,7 +41,7 @@ def words(t: Trial) -> Iterator[str]:
     m, text = t.model, "Über 3 Hügel – 🔔"
     if m.tokenizer.decode(m.tokenizer.encode(text)) != text:
         yield "the tokenizer does not give back what it was given"
-    if not m.stop_ids or not all(0 <= i < m.vocab_size for i in m.stop_ids):
+    if not m.stop_ids or not all(0 <= i < m.facts.llm.vocab_size for i in m.stop_ids):
         yield f"stop_ids {sorted(m.stop_ids)} are empty or outside the vocabulary"
     elif m.tokenizer.decode(sorted(m.stop_ids)):
         yield "a stop id has a text, which answers would end with"
@@ -107,9 +107,9 @@ def layers(t: Trial) -> Iterator[str]:
     half = torch.arange(0, n, 2)
     taken = m.layer(0, given.embeds[half], m.slice_rope(rope, half), None)[0]
     if not close(taken, m.layer(0, given.embeds[half], m.rope(given.position_ids[:, half]), None)[0]):
-        yield "take does not give the rotary values of a subset"
+        yield "slice_rope does not give the rotary values of a subset"
     logits = m.logits(out[-2:])
-    if tuple(logits.shape) != (2, m.vocab_size) or logits.dtype != torch.float32:
+    if tuple(logits.shape) != (2, m.facts.llm.vocab_size) or logits.dtype != torch.float32:
         yield f"logits are {tuple(logits.shape)} in {logits.dtype}, not (n, vocab_size) in float32"
 
 
@@ -149,8 +149,8 @@ def parts(t: Trial) -> Iterator[str]:
     m.activate = said.append  # type: ignore[method-assign, assignment]
     try:
         for name, part, run in (
-            ("encode_video", "encoders", lambda: t.see(1, 1)),
-            ("audio_encoder", "encoders", lambda: t.hear(SECONDS, 32_000)),
+            ("encode_video", "encoders", lambda: t.encode_video(1, 1)),
+            ("audio_encoder", "encoders", lambda: t.encode_audio(SECONDS, 32_000)),
             ("embed", "llm", lambda: m.embed(torch.tensor([0], device=m.device))),
         ):
             said.clear()

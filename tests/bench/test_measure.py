@@ -58,11 +58,11 @@ def fake(monkeypatch, model):
     monkeypatch.setattr("omnicli.utils.timing.time", clock)
     real_prefill, real_encode = reader.prefill, film_module.encode
 
-    def encode(decoding, **kwargs):
+    def encode(decoding, capture):
         fake_.calls.append("film")
-        with decoding.film.clock.stage("encode_video"):
+        with decoding.film.context.clock.stage("encode_video"):
             fake_.now += 7.0
-        return real_encode(decoding, **kwargs)
+        return real_encode(decoding, capture)
 
     def prefill(*args, pruner, **kwargs):
         fake_.calls.append(pruner.name)

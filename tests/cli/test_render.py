@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from omnicli.answer.answer import Answer
 from omnicli.cli import render
-from omnicli.types import Answer, MediaUsed
+from omnicli.types import MediaUsed
 
 
 class Terminal(io.StringIO):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from omnicli.config.config import load_config
-from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
+from omnicli.utils.attention_recorder import AttentionRecorder
+from omnicli.utils.context import RunContext
 from tests.llm.test_prefill import Keep, clip_of
 from tests.support import tiny
 
@@ -26,7 +27,7 @@ def run(omni, clip, pruner=None, layers=range(1, 3), steps=4, **kwargs):
     cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=600)
     read = prefill(
         omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=clip.tokens, pruner=pruner,
-        recorder=recorder, **kwargs,
+        context=RunContext(recorder=recorder), **kwargs,
     )  # fmt: skip
     text = generate(
         omni, cache, read.logits, given.next_position, DecodeOptions(max_new_tokens=steps), recorder=recorder

@@ -15,13 +15,14 @@ import torch
 
 from omnicli import pipeline
 from omnicli.config.config import load_config
-from omnicli.llm import attention_recorder, kv, prefill, prefix_cache, steps
-from omnicli.llm.attention_recorder import AttentionRecorder
+from omnicli.llm import kv, prefill, prefix_cache, steps
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.models import base, parts
 from omnicli.models.loading import load_model
 from omnicli.types import Modality
+from omnicli.utils.attention_recorder import AttentionRecorder
+from omnicli.utils.context import RunContext
 from tests.cli import films
 from tests.llm.test_prefill import Keep
 from tests.support import tiny, tiny_minicpm, tiny_qwen3
@@ -52,7 +53,7 @@ def converse(omni, clip, method):
         given = omni.sequence(prompt, clip, kept)
         looking = AttentionRecorder(range(omni.depth), len(kept))
         counts = clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)
-        found, cache = warm.read(given, kept, method, encoded=counts, room=3, recorder=looking)
+        found, cache = warm.read(given, kept, method, encoded=counts, room=3, context=RunContext(recorder=looking))
         text = generate(
             omni, cache, found.logits, given.next_position, DecodeOptions(max_new_tokens=3), recorder=looking
         )
@@ -155,7 +156,7 @@ MOVES = {
     ),
     "rows of a cache": (kv.KVCache, "keep", "indices.to(self.devices[layer])", "indices"),
     "buffers": (prefix_cache.PrefixCache, "read", "device=model.layer_devices", "device=model.device"),
-    "what an answer rests on": (attention_recorder.AttentionRecorder, "add", "attention.to(media.device)", "attention"),
+    "what an answer rests on": (AttentionRecorder, "add", "attention.to(media.device)", "attention"),
     "a token written": (steps.Steps, "_by_layer", "hidden.to(model.device)", "hidden"),
 }  # fmt: skip
 

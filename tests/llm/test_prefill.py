@@ -13,7 +13,7 @@ from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.types import Modality, Selection
-from omnicli.utils.timing import StageClock
+from omnicli.utils.context import RunContext
 from tests.support import tiny, tiny_qwen3
 
 QUESTION = "Who speaks last?"
@@ -160,8 +160,8 @@ def masked_reference(omni, clip, plan):
 @pytest.mark.parametrize("plan", [{0: 0.5}, {1: 0.5, 2: 0.3}, {0: 0.9, 1: 0.1, 2: 0.5}])
 def test_pruned_with_ragged_caches_equals_the_masked_run(omni, plan):
     clip = clip_of(omni)
-    clock = StageClock()
-    result, cache, given = read(omni, clip, Keep(plan), clock=clock)
+    context = RunContext()
+    result, cache, given = read(omni, clip, Keep(plan), context=context)
     expected, kept = masked_reference(omni, clip, plan)
     assert (result.logits - expected).abs().max() < 1e-4 * expected.abs().max()
     assert result.by_layer[0] == [0, len(clip.tokens)] and result.by_layer[-1][1] == kept == len(result.kept)
@@ -175,7 +175,7 @@ def test_pruned_with_ragged_caches_equals_the_masked_run(omni, plan):
     assert torch.equal(result.kept, expected_kept)
     full, _, _ = read(omni, clip)
     assert (result.logits - full.logits).abs().max() > 1e-3  # the dropped tokens did matter
-    assert clock.report().stages["select_in_llm"] > 0
+    assert context.clock.report().stages["select_in_llm"] > 0
 
 
 @pytest.mark.parametrize("chunk", [2048, 50])
@@ -316,9 +316,12 @@ def test_a_continued_prompt_equals_one_prompt(omni):
 
 def test_progress_reaches_the_end(omni):
     for pruner in (None, Keep({1: 0.5})):
-        seen = []
-        read(omni, clip_of(omni), pruner, chunk=40, progress=seen.append)
-        assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) > 3
+        told: list[tuple] = []
+        watch = RunContext(lambda *what, told=told: told.append(what))
+        *_, given = read(omni, clip_of(omni), pruner, chunk=40, context=watch)
+        done = [positions for _, positions, _ in told]
+        assert {(stage, total) for stage, _, total in told} == {("prefill", len(given.embeds))}
+        assert done == sorted(done) and done[-1] == len(given.embeds) and len(done) > 3
 
 
 def test_gradients_reach_features_and_weights_without_a_cache(omni):
@@ -404,7 +407,7 @@ def test_grouped_experts_equal_the_eager_ones(dtype):
 def test_an_hour_goes_through_in_bounded_pieces(monkeypatch):
     omni = tiny.model()
     seen = {"patches": 0, "mel": 0, "chunk": 0}
-    patches, windows, layer = omni.encode_patches, omni.encode_sound_windows, omni.layer
+    patches, windows, layer = omni.encode_patches, omni.encode_audio_windows, omni.layer
 
     def see(name, function, size):
         def wrapped(*args, **kwargs):
@@ -414,7 +417,7 @@ def test_an_hour_goes_through_in_bounded_pieces(monkeypatch):
         return wrapped
 
     monkeypatch.setattr(omni, "encode_patches", see("patches", patches, lambda rows, *_: rows.shape[0]))
-    monkeypatch.setattr(omni, "encode_sound_windows", see("mel", windows, lambda w, *_: w.shape[0]))
+    monkeypatch.setattr(omni, "encode_audio_windows", see("mel", windows, lambda w, *_: w.shape[0]))
     monkeypatch.setattr(omni, "layer", see("chunk", layer, lambda i, hidden, *_: hidden.shape[0]))
     seconds, pieces, sounds = 3600, [], []
     for i in range(0, seconds, 20):

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from omnicli.llm import decode, steps
-from omnicli.llm.attention_recorder import AttentionRecorder
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
 from omnicli.llm.steps import BEFORE, WORTH, Steps
 from omnicli.models.loading import load_model
+from omnicli.utils.attention_recorder import AttentionRecorder
 from tests.llm.test_prefill import Keep, clip_of
 from tests.support import tiny
 

@@ -167,11 +167,11 @@ def configurations(presets: Sequence[str], given: opt.SharedOptions) -> dict[str
         All problems of all presets.
     """
     from omnicli.cli import answering
-    from omnicli.config.config import LOADED, load_config
+    from omnicli.config.config import DEFAULT_PRESET, LOADED, load_config
 
     mine = defaults.load_defaults()
     common = load_config(REFERENCE, [s for s in [*mine.set, *given.settings] if s.strip().startswith("media.")]).media
-    wanted = list(dict.fromkeys(presets or [mine.preset or defaults.FALLBACK_PRESET]))
+    wanted = list(dict.fromkeys(presets or [mine.preset or DEFAULT_PRESET]))
     found: dict[str, Config] = {}
     problems: list[str] = []
     for name in wanted:

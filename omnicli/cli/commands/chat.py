@@ -23,8 +23,8 @@ from omnicli.cli import render
 from omnicli.errors import OmniError, UsageError, near_names
 
 if TYPE_CHECKING:
+    from omnicli.answer.answer import Answer
     from omnicli.session import Session
-    from omnicli.types import Answer
     from omnicli.utils.timing import Times
 
 EXAMPLES = """\b
@@ -72,8 +72,8 @@ def chat(
     being typed; twice in a row at the prompt it leaves (exit 130), Ctrl-D leaves (exit 0).
 
     When stdin is no terminal its lines are questions and commands, there is no prompt, and each question gives one
-    line on stdout: the answer, empty if there is none, or with --json an object (docs/json.md). A line that fails does
-    not stop the others; the exit code is that of the first one.
+    line on stdout: the answer, empty if there is none, or with --json an object (docs/reference/json.md). A line
+    that fails does not stop the others; the exit code is that of the first one.
     """
     from omnicli.cli import answering, defaults
     from omnicli.utils.timing import StageClock
@@ -87,8 +87,9 @@ def chat(
     source, config, loaded, _ = answering.begin(path, config, clock, cache)
     with clock.stage("load"):
         from omnicli.session import Session
+        from omnicli.utils.context import RunContext
     with render.ProgressDisplay() as progress:
-        session = Session(source, config, loaded, progress=progress, clock=clock, cache=cache)
+        session = Session(source, config, loaded, RunContext(progress, clock), cache=cache)
     return Conversation(session, writing, terminal=sys.stdin.isatty(), json_out=json_out).run()
 
 

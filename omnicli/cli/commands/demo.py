@@ -15,7 +15,7 @@ from omnicli.cli import render
 from omnicli.errors import MediaError
 
 if TYPE_CHECKING:
-    from omnicli.types import Answer
+    from omnicli.answer.answer import Answer
 
 EXAMPLES = """\b
 Examples:

@@ -131,14 +131,14 @@ def _registry(name: str, registry: Registry[Any]) -> Check:
 
 def presets() -> Check:
     """Read the default preset."""
-    from omnicli.config.config import load_config
+    from omnicli.config.config import DEFAULT_PRESET, load_config
     from omnicli.doctor.check import REINSTALL, result
 
     try:
-        load_config(defaults.FALLBACK_PRESET, [])
+        load_config(DEFAULT_PRESET, [])
     except OmniError as error:
         return result("presets", str(error), REINSTALL, problem=True)
-    return result("presets", f"{defaults.FALLBACK_PRESET} can be read")
+    return result("presets", f"{DEFAULT_PRESET} can be read")
 
 
 def config_file() -> Check:

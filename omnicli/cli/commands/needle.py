@@ -128,7 +128,8 @@ def needle(
             raise UsageError(f"{option} {path}: the folder {path.parent} does not exist")
     from omnicli.bench import needle as plan
     from omnicli.bench import needle_plot
-    from omnicli.bench.needle_run import Journal, Run, table
+    from omnicli.bench.needle_journal import Journal
+    from omnicli.bench.needle_run import Run, table
 
     if plot is not None:
         needle_plot.check(plot)
@@ -156,9 +157,16 @@ def needle(
         }
         with contextlib.closing(Journal(journal, arguments)) as answers:
             run = Run(
-                wanted, contenders, sources, answers, lambda: _load(first), recordings=recordings,
-                max_pixels=max_pixels, tell=display.tell, progress=display.progress,
-            )  # fmt: skip
+                wanted,
+                contenders,
+                sources,
+                answers,
+                lambda: _load(first),
+                recordings=recordings,
+                max_pixels=max_pixels,
+                tell=display.tell,
+                progress=display.progress,
+            )
             if not report:
                 run.run()
     found = run.report()
@@ -190,9 +198,10 @@ def _contenders(
     """Resolve presets with what is given for all of them; ``max_pixels``: the largest frame."""
     from omnicli.bench.needle_run import Contender, sampled_alike
     from omnicli.cli import answering, defaults
+    from omnicli.config.config import DEFAULT_PRESET
     from omnicli.config.settings import MediaConfig
 
-    labels = presets or [defaults.load_defaults().preset or defaults.FALLBACK_PRESET]
+    labels = presets or [defaults.load_defaults().preset or DEFAULT_PRESET]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UsageError(f"--preset {twice[0]}: given twice")
     limits = _limits(up_to, labels)

@@ -5,8 +5,12 @@ One row of attention per layer and token written, never a full map. Knows neithe
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from omnicli.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AttentionRecorder:
