@@ -27,11 +27,11 @@ from omnicli.models.loading import load_model, resolve_device
 RATE = 16_000
 
 
-def pictures(model: Any, count: int, height: int, width: int) -> dict[str, Callable[[], torch.Tensor]]:
+def video(model: Any, count: int, height: int, width: int) -> dict[str, Callable[[], torch.Tensor]]:
     """Return both ways of encoding ``count`` frames."""
     g = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (count, height, width, 3), generator=g, dtype=torch.uint8)
-    pre, visual = model.preprocessing, model.thinker.model.visual
+    pre, visual = model.facts.preprocessing, model.thinker.model.visual
     rows = layout.patchify(frames, pre.mean, pre.std, patch=14, temporal=2, merge=2).to(model.device, model.dtype)
     grid = torch.tensor([[count // 2, height // 14, width // 14]], device=model.device)
 
@@ -41,7 +41,7 @@ def pictures(model: Any, count: int, height: int, width: int) -> dict[str, Calla
     return {"ours": ours, "stock": lambda: visual(rows, grid_thw=grid).pooler_output}
 
 
-def sound(model: Any, seconds: float) -> dict[str, Callable[[], torch.Tensor]]:
+def audio(model: Any, seconds: float) -> dict[str, Callable[[], torch.Tensor]]:
     """Return both ways of encoding so many seconds of noise."""
     from transformers import WhisperFeatureExtractor
 
@@ -99,8 +99,8 @@ def main() -> None:
     model = load_model(args.model, device=str(device), dtype=args.dtype)
     with torch.inference_mode():
         found = {
-            "pictures": compare(pictures(model, args.frames, *args.size), args.runs, device),
-            "sound": compare(sound(model, args.seconds), args.runs, device),
+            "pictures": compare(video(model, args.frames, *args.size), args.runs, device),
+            "sound": compare(audio(model, args.seconds), args.runs, device),
         }
     told = {
         "settings": {k: v for k, v in vars(args).items() if k != "out"} | {"dtype": str(model.dtype)},

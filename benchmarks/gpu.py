@@ -30,8 +30,13 @@ from selection import line
 
 HERE = Path(__file__).parent
 OMNI = [sys.executable, "-m", "omnicli.cli.main"]
-FITS = (("bf16", []), ("int8", ["--quantize", "int8"]), ("int4", ["--quantize", "int4"]), ("offload", ["--offload"]),
-        ("int4-offload", ["--quantize", "int4", "--offload"]))  # fmt: skip
+FITS = (
+    ("bf16", []),
+    ("int8", ["--quantize", "int8"]),
+    ("int4", ["--quantize", "int4"]),
+    ("offload", ["--offload"]),
+    ("int4-offload", ["--quantize", "int4", "--offload"]),
+)
 PRESETS = ("seats-10", "avoc", "omnizip-35", "divprune-om-10")
 
 
@@ -54,10 +59,24 @@ def steps(args: argparse.Namespace, films: dict[int, Path]) -> Iterator[tuple[st
         presets = [word for preset in PRESETS for word in ("--preset", preset)]
         for model in args.models:
             name = f"bench-{model}-{seconds}"
-            yield name, [
-                *OMNI, "bench", str(films[seconds]), "--dummy-weights", model, *shrink, *presets, *rest,
-                "--device", args.device, "--json", "--plot", str(args.out.with_name(f"{args.out.stem}-{name}.png")),
-            ]  # fmt: skip
+            yield (
+                name,
+                [
+                    *OMNI,
+                    "bench",
+                    str(films[seconds]),
+                    "--dummy-weights",
+                    model,
+                    *shrink,
+                    *presets,
+                    *rest,
+                    "--device",
+                    args.device,
+                    "--json",
+                    "--plot",
+                    str(args.out.with_name(f"{args.out.stem}-{name}.png")),
+                ],
+            )
 
     yield encode(256)
     yield "steps", script("steps", "--model", dummy)

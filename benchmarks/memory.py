@@ -48,16 +48,24 @@ def main() -> None:
             write_film(made, film, fps=options.fps)
             done = subprocess.run(
                 [sys.executable, "-c", RUN, str(film), made.questions[0].text, options.preset, options.model],
-                check=True, capture_output=True, text=True,
-            )  # fmt: skip
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             answer = json.loads(done.stdout)
             encoded, kept = (sum(answer["tokens"][m][k] for m in ("video", "audio")) for k in ("encoded", "kept"))
-            rows.append({
-                "minutes": minutes, "peak_host_mb": answer["peak_memory"]["host_bytes"] / 1e6,
-                "tokens": encoded, "kept": kept, "kept_embeddings_mb": kept * width * 4 / 1e6,
-                "all_embeddings_mb": encoded * width * 4 / 1e6, "stages": answer["stages"],
-                "wall_s": answer["wall_s"],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "minutes": minutes,
+                    "peak_host_mb": answer["peak_memory"]["host_bytes"] / 1e6,
+                    "tokens": encoded,
+                    "kept": kept,
+                    "kept_embeddings_mb": kept * width * 4 / 1e6,
+                    "all_embeddings_mb": encoded * width * 4 / 1e6,
+                    "stages": answer["stages"],
+                    "wall_s": answer["wall_s"],
+                }
+            )
     first, last = rows[0], rows[-1]
     report = {
         "model": options.model,

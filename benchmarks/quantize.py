@@ -144,12 +144,12 @@ def main() -> None:
             film = held_out_film(number, args.seconds)
             path = Path(folder) / f"{number}.mp4"
             write_film(film, path, fps=4.0)
-            seen = load_film(path, config.media, config.compressor.needs, models["none"])
+            encoded = load_film(path, config.media, config.compressor.needs, models["none"])
             for question in film.questions:
                 plain, plain_text = None, ""
                 for kind, model in models.items():
-                    answer = pipeline.answer(seen, question.text, config, model)
-                    told, row, spent = first_token(model, seen, question.text), rows[kind], stages[kind]
+                    answer = pipeline.answer(encoded, question.text, config, model)
+                    told, row, spent = first_token(model, encoded, question.text), rows[kind], stages[kind]
                     plain, plain_text = (told, answer.answer) if plain is None else (plain, plain_text)
                     row["asked"] += 1
                     row["right"] += answer.answer == question.answer

@@ -35,7 +35,7 @@ from omnicli.types import MediaTokens, Modality, Query, Selection
 from omnicli.utils import memory
 
 ROWS, COLS, DEPTH, RUNS = 9, 16, 28, 3
-SOUND_PER_S, WINDOW_S, SCENE = 25, 2.0, 8
+AUDIO_PER_S, WINDOW_S, SCENE = 25, 2.0, 8
 SIZES = {
     "film": (104, 5_024, 3584, torch.bfloat16),
     "hour": (160, 90_000, 3584, torch.bfloat16),
@@ -49,9 +49,9 @@ SIZES = {
 def clip(frames: int, sounds: int, width: int, dtype: torch.dtype) -> MediaTokens:
     """Return a film in scenes: frames of a scene resemble each other, the cells of a frame do not."""
     g = torch.Generator().manual_seed(0)
-    cells, seconds = ROWS * COLS, sounds / SOUND_PER_S
-    pictures = (torch.arange(frames, dtype=torch.float64) * seconds / frames).repeat_interleave(cells)
-    start = torch.cat([pictures, torch.arange(sounds, dtype=torch.float64) / SOUND_PER_S])
+    cells, seconds = ROWS * COLS, sounds / AUDIO_PER_S
+    video_s = (torch.arange(frames, dtype=torch.float64) * seconds / frames).repeat_interleave(cells)
+    start = torch.cat([video_s, torch.arange(sounds, dtype=torch.float64) / AUDIO_PER_S])
     modality = torch.cat([torch.full((frames * cells,), Modality.VIDEO), torch.full((sounds,), Modality.AUDIO)])
     window = (start // WINDOW_S).long()
     order = (2 * window + modality).argsort(stable=True)
@@ -68,7 +68,7 @@ def clip(frames: int, sounds: int, width: int, dtype: torch.dtype) -> MediaToken
         features=features[order],
         modality=modality[order].to(torch.int8),
         start_s=start[order],
-        end_s=start[order] + 1 / SOUND_PER_S,
+        end_s=start[order] + 1 / AUDIO_PER_S,
         window=window[order],
         row=torch.cat([cell // COLS, none])[order].int(),
         col=torch.cat([cell % COLS, none])[order].int(),
@@ -145,9 +145,21 @@ def timed(call: Any, device: torch.device) -> tuple[float, Any]:
 def apart(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one method in a process of its own."""
     command = [
-        sys.executable, __file__, "--one", name, "--threads", str(args.threads), "--retention", str(args.retention),
-        "--limit-gib", str(args.limit_gib), "--clip", args.clip, "--device", args.device,
-    ]  # fmt: skip
+        sys.executable,
+        __file__,
+        "--one",
+        name,
+        "--threads",
+        str(args.threads),
+        "--retention",
+        str(args.retention),
+        "--limit-gib",
+        str(args.limit_gib),
+        "--clip",
+        args.clip,
+        "--device",
+        args.device,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout, check=False)
     except subprocess.TimeoutExpired:
@@ -204,8 +216,11 @@ def main() -> None:
         print(json.dumps(one(args.one, args)))
         return
     result: dict[str, Any] = {
-        "clip": args.clip, "device": args.device, "retention": args.retention, "methods": [],
-    }  # fmt: skip
+        "clip": args.clip,
+        "device": args.device,
+        "retention": args.retention,
+        "methods": [],
+    }
     for name in args.methods or registry.methods():
         found = apart(name, args)
         print(line(found), file=sys.stderr, flush=True)

@@ -104,10 +104,16 @@ def one_size(blocks: int, each: int, d: int, k: int, dtype: str) -> dict:
     with Timer() as timer:
         ta_mmr(features, scores, window, k, diversity=DIVERSITY, radius=RADIUS)
     return {
-        "blocks": blocks, "tokens_per_block": each, "n": blocks * each, "d": d, "k": k, "dtype": dtype,
-        "wall_s": timer.wall_s, "cpu_s": timer.cpu_s,
+        "blocks": blocks,
+        "tokens_per_block": each,
+        "n": blocks * each,
+        "d": d,
+        "k": k,
+        "dtype": dtype,
+        "wall_s": timer.wall_s,
+        "cpu_s": timer.cpu_s,
         "extra_memory_mib": round((peak() - before) / 2**20, 1),
-    }  # fmt: skip
+    }
 
 
 def hour(k: int) -> dict:
@@ -160,11 +166,13 @@ def main() -> None:
             json.loads(
                 subprocess.run(
                     [sys.executable, __file__, "--size", *map(str, size), "bfloat16"],
-                    check=True, capture_output=True, text=True,
+                    check=True,
+                    capture_output=True,
+                    text=True,
                 ).stdout
             )
             for size in sizes
-        ]  # fmt: skip
+        ]
         result["avoc_on_an_hour"] = [hour(k) for k in (10240, 25000, 70000)]
     tell("tammr", result, args.out)
 

@@ -52,9 +52,16 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def report(
-    outcome: Outcome, model: OmniModel, config: Config, *,
-    media: dict[str, Any], question: str, expected: str | None, repeat: int, warmup: int,
-) -> dict[str, Any]:  # fmt: skip
+    outcome: Outcome,
+    model: OmniModel,
+    config: Config,
+    *,
+    media: dict[str, Any],
+    question: str,
+    expected: str | None,
+    repeat: int,
+    warmup: int,
+) -> dict[str, Any]:
     """Return the bench as one JSON object; ``config`` is that of any variant, for the settings that all share."""
     reference = next((m for m in outcome.measured if m.variant.name == REFERENCE and m.error is None), None)
     rows = [row(one, reference) for one in outcome.measured]

@@ -37,9 +37,15 @@ Part = Callable[[], "int | None"]
 
 
 def profile(
-    source: str | Path, settings: MediaConfig, model: OmniModel, *,
-    media: dict[str, Any], repeat: int, warmup: int = 1, tell: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:  # fmt: skip
+    source: str | Path,
+    settings: MediaConfig,
+    model: OmniModel,
+    *,
+    media: dict[str, Any],
+    repeat: int,
+    warmup: int = 1,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Return the profile as one JSON object: ``rows`` hold one part each.
 
     A row has ``stage``, ``film_s`` (seconds of film it went through), ``frames`` (given out or taken in; null for
@@ -108,23 +114,26 @@ def _parts(
     if info.video is not None and info.frames is not None and start < info.frames.end_s:
         wanted = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, start, end)
         size = model.frame_size(
-            info.video.width, info.video.height, len(wanted),
-            min_pixels=settings.min_pixels, max_pixels=settings.max_pixels,
-        )  # fmt: skip
+            info.video.width,
+            info.video.height,
+            len(wanted),
+            min_pixels=settings.min_pixels,
+            max_pixels=settings.max_pixels,
+        )
         frames = partial(video.read_frames, info, wanted, *size, device=str(model.device))
         held = [rgb for _, rgb in itertools.islice(frames(), HELD_FRAMES)]
         parts["decode_video"] = lambda: sum(1 for _ in frames(stats=decoded))
         parts["encode_video"] = lambda: _encode_frames(model, held, len(wanted))
         film_s |= dict.fromkeys(("decode_video", "encode_video"), min(end, info.frames.end_s) - start)
-    heard = None if settings.audio == "off" else info.audio_span
-    if info.audio is not None and heard is not None and start < heard[1]:
+    audio_span = None if settings.audio == "off" else info.audio_span
+    if info.audio is not None and audio_span is not None and start < audio_span[1]:
         stop = end if settings.audio_limit is None else min(end, start + settings.audio_limit)
         blocks = list(itertools.islice(audio.read_audio(info, start, stop), HELD_BLOCKS))
-        seconds = min(stop, heard[1]) - start
+        seconds = min(stop, audio_span[1]) - start
         parts["decode_audio"] = lambda: _none(*(None for _ in audio.read_audio(info, start, stop)))
         if settings.exact_mel:
             parts["measure_mel"] = lambda: _none(model.measure_log_mel_max(_over_and_over(blocks, seconds)))
-        parts["encode_audio"] = lambda: _encode_sound(model, _over_and_over(blocks, seconds))
+        parts["encode_audio"] = lambda: _encode_audio(model, _over_and_over(blocks, seconds))
         film_s |= dict.fromkeys(("decode_audio", "measure_mel", "encode_audio"), seconds)
     return parts, film_s, decoded
 
@@ -140,7 +149,7 @@ def _encode_frames(model: OmniModel, held: list[np.ndarray], count: int) -> int:
     return count
 
 
-def _encode_sound(model: OmniModel, blocks: Iterator[np.ndarray]) -> None:
+def _encode_audio(model: OmniModel, blocks: Iterator[np.ndarray]) -> None:
     stream = model.audio_encoder(0.0)  # any maximum does: the arithmetic is the same
     for block in blocks:
         stream.feed(block)

@@ -31,16 +31,30 @@ def film(seconds: int) -> MediaInfo:
     n = seconds * FPS
     number = np.arange(n, dtype=np.int64)
     table = FrameTable(
-        pts=number, time_s=number / FPS, duration_s=np.full(n, 1 / FPS), is_key=number % FPS == 0, packet=number,
-        entry=number[::FPS], packets=n, time_base=Fraction(1, FPS),
-    )  # fmt: skip
+        pts=number,
+        time_s=number / FPS,
+        duration_s=np.full(n, 1 / FPS),
+        is_key=number % FPS == 0,
+        packet=number,
+        entry=number[::FPS],
+        packets=n,
+        time_base=Fraction(1, FPS),
+    )
     video = VideoStream(
-        index=0, codec="h264", width=WIDTH, height=HEIGHT, rotation=0, fps=float(FPS), header_duration_s=float(seconds),
-        pix_fmt="yuv420p", coded_width=WIDTH, coded_height=HEIGHT,
-    )  # fmt: skip
-    sound = AudioStream(1, "aac", 48_000, 2, float(seconds))
+        index=0,
+        codec="h264",
+        width=WIDTH,
+        height=HEIGHT,
+        rotation=0,
+        fps=float(FPS),
+        header_duration_s=float(seconds),
+        pix_fmt="yuv420p",
+        coded_width=WIDTH,
+        coded_height=HEIGHT,
+    )
+    audio = AudioStream(1, "aac", 48_000, 2, float(seconds))
     return MediaInfo(
-        Path(f"{seconds} s of film"), "mp4", 0.0, float(seconds), video, sound, table, (0.0, float(seconds))
+        Path(f"{seconds} s of film"), "mp4", 0.0, float(seconds), video, audio, table, (0.0, float(seconds))
     )
 
 

@@ -72,21 +72,38 @@ class Pair:
 _TORCH = "pip install --force-reinstall 'torch>=2.11,<2.13' 'torchaudio>=2.11,<2.12'"
 
 PAIRS = (
-    Pair("transformers is not 5.23.x, for which the model families are written",
-         lambda i: i.outside("transformers", "5.23", "5.24"), "pip install 'transformers>=5.23,<5.24'"),
-    Pair("av is not 18.x, for which decoding is written",
-         lambda i: i.outside("av", "18", "19"), "pip install 'av>=18,<19'"),
+    Pair(
+        "transformers is not 5.23.x, for which the model families are written",
+        lambda i: i.outside("transformers", "5.23", "5.24"),
+        "pip install 'transformers>=5.23,<5.24'",
+    ),
+    Pair(
+        "av is not 18.x, for which decoding is written",
+        lambda i: i.outside("av", "18", "19"),
+        "pip install 'av>=18,<19'",
+    ),
     Pair("torch is older than 2.11", lambda i: i.before("torch", "2.11"), _TORCH),
-    Pair("torchaudio 2.11 is not built for torch 2.13 and later",
-         lambda i: i.since("torch", "2.13") and i.before("torchaudio", "2.12"), _TORCH),
-    Pair("torch and torchaudio are built for different CUDA versions",
-         lambda i: i.builds_differ("torch", "torchaudio"), _TORCH + ", both from the same index"),
-    Pair("torch before 2.3 is built for numpy 1",
-         lambda i: i.before("torch", "2.3") and i.since("numpy", "2"), "pip install 'numpy<2', or a newer torch"),
-    Pair("torch is built for a newer CUDA than the graphics card's driver knows",
-         lambda i: 0 < (machine.driver_cuda() or (0, 0))[0] < i.torch_cuda,
-         "update the driver, or install torch and torchaudio for the driver's CUDA from https://download.pytorch.org/whl"),
-)  # fmt: skip
+    Pair(
+        "torchaudio 2.11 is not built for torch 2.13 and later",
+        lambda i: i.since("torch", "2.13") and i.before("torchaudio", "2.12"),
+        _TORCH,
+    ),
+    Pair(
+        "torch and torchaudio are built for different CUDA versions",
+        lambda i: i.builds_differ("torch", "torchaudio"),
+        _TORCH + ", both from the same index",
+    ),
+    Pair(
+        "torch before 2.3 is built for numpy 1",
+        lambda i: i.before("torch", "2.3") and i.since("numpy", "2"),
+        "pip install 'numpy<2', or a newer torch",
+    ),
+    Pair(
+        "torch is built for a newer CUDA than the graphics card's driver knows",
+        lambda i: 0 < (machine.driver_cuda() or (0, 0))[0] < i.torch_cuda,
+        "update the driver, or install torch and torchaudio for the driver's CUDA from https://download.pytorch.org/whl",
+    ),
+)
 """Every pair that is known to be bad. Newer minor versions of CUDA run on older drivers of the same major version."""
 
 

@@ -31,7 +31,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class PictureStream:
+class VideoPieces:
     """Chosen frames in batches; for ``times`` to ``device`` see `video.read_frames`, ``batch``: frames in a piece."""
 
     info: MediaInfo
@@ -53,9 +53,15 @@ class PictureStream:
         """
         stats = DecodeStats()
         frames = video.read_frames(
-            self.info, self.times, self.height, self.width, stats=stats, threads=self.threads, hardware=self.hardware,
+            self.info,
+            self.times,
+            self.height,
+            self.width,
+            stats=stats,
+            threads=self.threads,
+            hardware=self.hardware,
             device=self.device,
-        )  # fmt: skip
+        )
         try:
             for batch in batched(frames, self.batch):
                 yield Piece(np.stack([rgb for _, rgb in batch]), tuple(time_s for time_s, _ in batch))
@@ -66,7 +72,7 @@ class PictureStream:
 
 
 @dataclass(frozen=True)
-class SoundStream:
+class AudioPieces:
     """The sound between two seconds of the file in blocks; see `audio.read_audio`."""
 
     info: MediaInfo
@@ -87,7 +93,7 @@ class SoundStream:
         yield stats
 
 
-Stream = PictureStream | SoundStream
+Stream = VideoPieces | AudioPieces
 
 
 class Decoder(Protocol):

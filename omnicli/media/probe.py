@@ -22,8 +22,8 @@ from omnicli.media.timeline import joins, origin_of, scan, span_of
 from omnicli.utils import fingerprint
 
 # A hole in the sound that is worth a word, and one in the pictures (if twenty times the usual distance).
-_SOUND_GAP_S = 0.5
-_PICTURE_GAP_S = 30.0
+_AUDIO_GAP_S = 0.5
+_VIDEO_GAP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ class MediaInfo:
                 "end_s": round(table.end_s, 6),
             }
         if self.audio is not None and self.audio_span is not None:
-            sound = dataclasses.asdict(self.audio)
-            sound.pop("shifts")
-            out["audio"] = sound | {"start_s": round(self.audio_span[0], 6), "end_s": round(self.audio_span[1], 6)}
+            audio = dataclasses.asdict(self.audio)
+            audio.pop("shifts")
+            out["audio"] = audio | {"start_s": round(self.audio_span[0], 6), "end_s": round(self.audio_span[1], 6)}
         return out
 
 
@@ -164,26 +164,52 @@ def probe(path: str | Path) -> MediaInfo:
         raise MediaError(f"{path}: not a readable video or sound file ({one_line(error)})") from error
 
 
-def _probe(path: Path) -> MediaInfo:
-    problems: list[str] = []
+@dataclass(frozen=True)
+class _Header:
+    """What a container says before a packet is read; ``whole_s`` is None where other streams may last longer."""
+
+    container: str
+    start_s: float | None
+    whole_s: float | None
+    video_ids: list[int]
+    audio_ids: list[int]
+    subtitles: tuple[SubtitleStream, ...]
+    stamp: tuple[int, int] | None
+
+
+def _header(path: Path) -> _Header:
     with open_media(path) as container:
         stamp = fingerprint.stamp(path)
-        name = container.format.name
-        start_s = None if container.start_time is None else container.start_time / 1e6
-        header_s = None if container.duration is None else container.duration / 1e6
         video_ids, audio_ids = candidates(container, "video"), candidates(container, "audio")
-        cover = any(s.type == "video" and is_art(s) for s in container.streams)
+        if not video_ids and not audio_ids:
+            cover = any(s.type == "video" and is_art(s) for s in container.streams)
+            what = "a cover picture but no film and no sound" if cover else "neither pictures nor sound"
+            raise MediaError(f"{path}: the file holds {what}")
         subtitles = tuple(
-            SubtitleStream(s.index, s.codec_context.name, s.language, s.codec_context.name not in _PICTURE_SUBTITLES)
+            SubtitleStream(s.index, s.codec_context.name, s.language, s.codec_context.name not in _IMAGE_SUBTITLES)
             for s in container.streams
             if s.type == "subtitle" and s.codec_context is not None
         )
-        others = len(container.streams) - bool(video_ids) - bool(audio_ids)
-    if not video_ids and not audio_ids:
-        what = "a cover picture but no film and no sound" if cover else "neither pictures nor sound"
-        raise MediaError(f"{path}: the file holds {what}")
-    video, silent = first_that_decodes(path, video_ids, problems)
-    audio, mute = first_that_decodes(path, audio_ids, problems)
+        others = len(container.streams) > bool(video_ids) + bool(audio_ids)
+        return _Header(
+            container=container.format.name,
+            start_s=None if container.start_time is None else container.start_time / 1e6,
+            whole_s=None if container.duration is None or others else container.duration / 1e6,
+            video_ids=video_ids,
+            audio_ids=audio_ids,
+            subtitles=subtitles,
+            stamp=stamp,
+        )
+
+
+_IMAGE_SUBTITLES = {"hdmv_pgs_subtitle", "dvd_subtitle", "dvb_subtitle", "xsub", "dvdsub", "dvbsub", "pgssub"}
+
+
+def _probe(path: Path) -> MediaInfo:
+    problems: list[str] = []
+    header = _header(path)
+    video, silent = first_that_decodes(path, header.video_ids, problems)
+    audio, mute = first_that_decodes(path, header.audio_ids, problems)
     if video is None and audio is None:
         raise MediaError(f"{path}: the file opens but yields nothing: {'; '.join(problems) or 'no packets'}")
     stats = DecodeStats()
@@ -196,11 +222,10 @@ def _probe(path: Path) -> MediaInfo:
     if shifts[0] or shifts[1]:
         count = max(len(shifts[0]), len(shifts[1]))
         problems.append(f"time stamps start over {count} time{'s' * (count > 1)}: the recordings are played in a row")
-    origin_s = origin_of(start_s, video, audio, logs)
+    origin_s = origin_of(header.start_s, video, audio, logs)
     table: FrameTable | None = None
     if video is not None:
-        frame_s = 1.0 / video.facts["rate"]
-        table = tables.build(logs[0], video.time_base, origin_s, shifts[0], frame_s)
+        table = tables.build(logs[0], video.time_base, origin_s, shifts[0], 1.0 / video.facts["rate"])
         if not len(table):
             problems.append("the video stream shows no frame")
             video, table = None, None
@@ -208,32 +233,22 @@ def _probe(path: Path) -> MediaInfo:
     if span is None and table is None:
         raise MediaError(f"{path}: the file opens but yields nothing: {'; '.join(problems) or 'no packets'}")
 
-    truncated = _promises(
-        problems,
-        video=video,
-        audio=audio,
-        table=table,
-        span=span,
-        container_s=header_s if others <= 0 else None,
-    )
+    truncated = _promises(problems, video=video, audio=audio, table=table, span=span, container_s=header.whole_s)
     _gaps(problems, table, logs[1], audio)
     return MediaInfo(
         path=path,
-        container=name,
+        container=header.container,
         origin_s=origin_s,
         duration_s=max(table.end_s if table else 0.0, span[1] if span else 0.0),
         video=_video_stream(video, table),
         audio=None if audio is None or span is None else _audio_stream(audio, shifts[1]),
         frames=table,
         audio_span=span,
-        subtitles=subtitles,
+        subtitles=header.subtitles,
         problems=tuple(problems),
         status="truncated" if truncated else "damaged" if damaged else "ok",
-        stamp=stamp,
+        stamp=header.stamp,
     )
-
-
-_PICTURE_SUBTITLES = {"hdmv_pgs_subtitle", "dvd_subtitle", "dvb_subtitle", "xsub", "dvdsub", "dvbsub", "pgssub"}
 
 
 def _video_stream(video: Track | None, table: FrameTable | None) -> VideoStream | None:
@@ -300,21 +315,21 @@ def _promises(
     return truncated
 
 
-def _gaps(problems: list[str], table: FrameTable | None, sound: PacketLog, audio: Track | None) -> None:
+def _gaps(problems: list[str], table: FrameTable | None, audio_log: PacketLog, audio: Track | None) -> None:
     """Name long holes in the pictures and holes in the sound."""
     if table is not None and len(table) > 2:
         gaps = np.diff(table.time_s)
-        for at in np.flatnonzero(gaps > max(_PICTURE_GAP_S, 20 * float(np.median(gaps))))[:5]:
+        for at in np.flatnonzero(gaps > max(_VIDEO_GAP_S, 20 * float(np.median(gaps))))[:5]:
             problems.append(f"no pictures between {table.time_s[at]:.1f} s and {table.time_s[at + 1]:.1f} s")
     if audio is None:
         return
-    known = sound.pts != NONE
-    if known.all() and len(sound.pts) > 1:
+    known = audio_log.pts != NONE
+    if known.all() and len(audio_log.pts) > 1:
         base = float(audio.time_base)
         # mp4 stretches the packet before a hole: no packet is believed to be four times as long as usual
-        typical = int(np.median(sound.duration))
-        holes = (np.diff(sound.pts) - np.minimum(sound.duration[:-1], 4 * typical)) * base
-        lost = holes[(holes > _SOUND_GAP_S) & (typical > 0)]
+        typical = int(np.median(audio_log.duration))
+        holes = (np.diff(audio_log.pts) - np.minimum(audio_log.duration[:-1], 4 * typical)) * base
+        lost = holes[(holes > _AUDIO_GAP_S) & (typical > 0)]
         if len(lost):
             count = f"{len(lost)} hole{'s' * (len(lost) > 1)}"
             problems.append(f"{count} in the sound, {lost.sum():.1f} s in all, filled with silence")

@@ -30,14 +30,14 @@ def resize(rgb: np.ndarray, height: int, width: int, device: str) -> np.ndarray:
     from torch.nn.functional import interpolate
 
     with _beside(torch.device(device)):
-        picture = torch.from_numpy(rgb).to(device).permute(2, 0, 1)[None]
-        if picture.device.type in EIGHT_BITS:
-            picture = interpolate(picture, (height, width), mode="bicubic", antialias=True)
+        image = torch.from_numpy(rgb).to(device).permute(2, 0, 1)[None]
+        if image.device.type in EIGHT_BITS:
+            image = interpolate(image, (height, width), mode="bicubic", antialias=True)
         else:
-            for size in ((picture.shape[2], width), (height, width)):
-                wide = interpolate(picture.float(), size, mode="bicubic", antialias=True)
-                picture = wide.round_().clamp_(0, 255)
-        planes: np.ndarray = picture[0].to("cpu", torch.uint8).numpy()
+            for size in ((image.shape[2], width), (height, width)):
+                wide = interpolate(image.float(), size, mode="bicubic", antialias=True)
+                image = wide.round_().clamp_(0, 255)
+        planes: np.ndarray = image[0].to("cpu", torch.uint8).numpy()
     return np.ascontiguousarray(planes.transpose(1, 2, 0))  # torch's copy would wake threads for it
 
 

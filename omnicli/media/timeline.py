@@ -21,9 +21,9 @@ def scan(path: Path, video: Track | None, audio: Track | None, stats: DecodeStat
     columns = {s.index: tuple(array(t) for t in "qqqbbb") for s in (video, audio) if s is not None}
     with open_media(path) as container:
         streams = [container.streams[i] for i in columns]
-        picture = video.index if video is not None else -1
+        video_index = video.index if video is not None else -1
         codec = video.codec if video is not None else ""
-        extradata = container.streams[picture].codec_context.extradata if video is not None else None
+        extradata = container.streams[video_index].codec_context.extradata if video is not None else None
         for packet in packets(container, streams, stats):
             index = packet.stream_index
             pts, dts, duration, keys, discards, entries = columns[index]
@@ -31,7 +31,7 @@ def scan(path: Path, video: Track | None, audio: Track | None, stats: DecodeStat
             pts.append(NONE if stamp is None else stamp)
             duration.append(packet.duration or 0)
             discards.append(packet.is_discard)
-            if index == picture:
+            if index == video_index:
                 key = packet.is_keyframe
                 stamp = packet.dts
                 dts.append(NONE if stamp is None else stamp)

@@ -317,14 +317,14 @@ class _Reader:
     def _finish(self, frame: Any, row: int) -> tuple[float, np.ndarray]:
         """Convert, scale and rotate one frame."""
         size = {} if self.device else {"width": self.width, "height": self.height}
-        picture = self.scaler.reformat(
+        image = self.scaler.reformat(
             frame,
             **size,
             format="rgb24",
             interpolation=Interpolation.BICUBIC,
             threads=1,  # waking threads for one small picture takes longer than scaling it
         )
-        rgb: np.ndarray = picture.to_ndarray()
+        rgb: np.ndarray = image.to_ndarray()
         if self.device:
             rgb = resize(rgb, self.height, self.width, self.device)
         if self.turns:

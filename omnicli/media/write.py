@@ -138,8 +138,8 @@ class FilmWriter:
         if self._last_pts is not None and pts <= self._last_pts:
             raise ValueError(f"frame at {time_s:.6f} s does not come after the one before")
         self._last_pts = pts
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
-        frame = self._scaler.reformat(picture, format="yuv420p", threads=1)
+        image = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+        frame = self._scaler.reformat(image, format="yuv420p", threads=1)
         frame.pts, frame.time_base = pts, 1 / self._clock
         self._mux_video(frame)
 
@@ -171,7 +171,7 @@ class FilmWriter:
         data = np.concatenate([self._pending, samples.astype(np.float32, copy=False)])
         whole = len(data) // self._block * self._block
         for begin in range(0, whole, self._block):
-            self._mux_sound(data[begin : begin + self._block])
+            self._mux_audio(data[begin : begin + self._block])
         self._pending = data[whole:].copy()
 
     def close(self) -> None:
@@ -197,9 +197,9 @@ class FilmWriter:
         if len(self._pending):
             short = self._pending
             self._pending = np.zeros(0, np.float32)
-            self._mux_sound(np.pad(short, (0, self._block - len(short))))
+            self._mux_audio(np.pad(short, (0, self._block - len(short))))
 
-    def _mux_sound(self, block: np.ndarray) -> None:
+    def _mux_audio(self, block: np.ndarray) -> None:
         if self._format in ("fltp", "flt"):
             data = block[None]
         else:

@@ -25,7 +25,7 @@ _INDEXED = 3  # so many answers or more get a list at the top
 _OPEN = 20  # ... which is open up to so many
 _SHOWN_S = 0.005
 
-Pictures = dict[tuple[str, float], str]
+Images = dict[tuple[str, float], str]
 
 
 def build(rows: Sequence[Row], *, thumbnails: bool = True, note: Callable[[str], None] = lambda line: None) -> str:
@@ -40,7 +40,7 @@ def build(rows: Sequence[Row], *, thumbnails: bool = True, note: Callable[[str],
     note : callable
         Told, one line each, why a film gave no pictures.
     """
-    pictures, why = _pictures(rows, note) if thumbnails else ({}, {})
+    images, why = _images(rows, note) if thumbnails else ({}, {})
     good = sum(row["status"] == "ok" for row in rows)
     films = len({row["media"] for row in rows})
     title = f"{good} {'answer' if good == 1 else 'answers'} about {films} {'file' if films == 1 else 'files'}"
@@ -55,7 +55,7 @@ def build(rows: Sequence[Row], *, thumbnails: bool = True, note: Callable[[str],
         f"<header><h1>{title}</h1>{_p(rest, 'bad') if rest else ''}</header><main>",
         *([_index(rows)] if len(rows) >= _INDEXED else []),
         *(_compared(rows, group) for group in groups(rows)),
-        *(_article(row, i, pictures, why) for i, row in enumerate(rows, 1)),
+        *(_article(row, i, images, why) for i, row in enumerate(rows, 1)),
         f'</main><footer><p class="soft">Written by omni {text(__version__)}; nothing in this file is fetched.</p>'
         "</footer></body></html>\n",
     ]
@@ -70,7 +70,7 @@ def groups(rows: Sequence[Row]) -> list[list[int]]:
     return [places for places in found.values() if len(places) > 1]
 
 
-def _pictures(rows: Sequence[Row], note: Callable[[str], None]) -> tuple[Pictures, dict[str, str]]:
+def _images(rows: Sequence[Row], note: Callable[[str], None]) -> tuple[Images, dict[str, str]]:
     """Return the pictures at all evidence by film and second, and why films gave none. Every film is read once."""
     wanted: dict[tuple[str, float], list[float]] = {}
     why: dict[str, str] = {}
@@ -84,17 +84,17 @@ def _pictures(rows: Sequence[Row], note: Callable[[str], None]) -> tuple[Picture
             why[row["media"]] = f"{row['media']}: times are nominal, not those of the film"
         else:
             wanted.setdefault((row["media"], row["media_used"]["video_present_s"]), []).extend(times)
-    pictures: Pictures = {}
+    images: Images = {}
     for (media, present_s), times in wanted.items():
         from omnicli.report import thumbs
 
         try:
-            pictures |= {(media, time_s): uri for time_s, uri in thumbs.cut(media, present_s, times).items()}
+            images |= {(media, time_s): uri for time_s, uri in thumbs.cut(media, present_s, times).items()}
         except MediaError as error:
             why[media] = str(error)
     for line in why.values():
         note(f"no thumbnails: {line}")
-    return pictures, why
+    return images, why
 
 
 def _middle(found: dict[str, Any]) -> float:
@@ -182,7 +182,7 @@ def _peak(row: Row) -> str:
 # --- one answer -----------------------------------------------------------------------------------------------------
 
 
-def _article(row: Row, number: int, pictures: Pictures, why: dict[str, str]) -> str:
+def _article(row: Row, number: int, images: Images, why: dict[str, str]) -> str:
     warnings = "".join(f"<li>{text(line)}</li>" for line in row["warnings"])
     head = [
         f'<article id="answer-{number}" aria-labelledby="question-{number}">',
@@ -199,7 +199,7 @@ def _article(row: Row, number: int, pictures: Pictures, why: dict[str, str]) -> 
         *_asides(row),
         _facts(row),
         f"<h3>Tokens kept over time</h3>{heat_strip(timeline, row['evidence'])}" if timeline else "",
-        _evidence(row, pictures, why),
+        _evidence(row, images, why),
         _stages(row),
         _tokens(row),
     ]
@@ -234,14 +234,14 @@ def _facts(row: Row) -> str:
     return "".join(f'<p class="soft">{line}</p>' for line in lines)
 
 
-def _evidence(row: Row, pictures: Pictures, why: dict[str, str]) -> str:
+def _evidence(row: Row, images: Images, why: dict[str, str]) -> str:
     if not row["evidence"]:
         return ""
     cards = []
     for number, found in enumerate(row["evidence"], 1):
         when = span(found["start_s"], found["end_s"])
         kind = KINDS.get(found["modality"], found["modality"])
-        uri = pictures.get((row["media"], _middle(found))) if found["modality"] == "video" else None
+        uri = images.get((row["media"], _middle(found))) if found["modality"] == "video" else None
         image = ""
         if uri:
             image = f'<img src="{uri}" alt="The film in the middle of evidence {number}, {when}" loading="lazy">'

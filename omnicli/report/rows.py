@@ -1,6 +1,6 @@
 """Rows of `omni ask --json` and `omni batch`, read back and checked, so that drawing them needs no doubt.
 
-Knows the shape that docs/json.md describes as far as the report shows it, and nothing of HTML.
+Knows the shape that docs/reference/json.md describes as far as the report shows it, and nothing of HTML.
 """
 
 from __future__ import annotations
@@ -19,15 +19,25 @@ _MAYBE = (int, float, type(None))
 _LARGEST = 10**21  # a run of more FLOPs than that is a broken file; keeps numbers printable
 
 _CONFIG = {
-    "method": str, "params": dict, "media": dict, "generate": dict, "model": (str, type(None)), "device": str,
+    "method": str,
+    "params": dict,
+    "media": dict,
+    "generate": dict,
+    "model": (str, type(None)),
+    "device": str,
     "dtype": str,
-}  # fmt: skip
+}
 _COUNT = {"encoded": int, "kept": int}
 _STEPS = {"encoded": [int], "kept": [int]}
 _ALWAYS = {
-    "schema": int, "media": str, "question": str, "preset": str, "config": _CONFIG, "warnings": [str],
+    "schema": int,
+    "media": str,
+    "question": str,
+    "preset": str,
+    "config": _CONFIG,
+    "warnings": [str],
     "versions": {str: str},
-}  # fmt: skip
+}
 _FAILED = {**_ALWAYS, "error": {"code": int, "message": str}}
 _ANSWER = {
     **_ALWAYS,

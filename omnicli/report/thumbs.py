@@ -47,8 +47,8 @@ def cut(media: str, present_s: float, times: Iterable[float]) -> dict[float, str
     height = max(2, min(2 * WIDTH, round(WIDTH * info.video.height / info.video.width)))
     found: dict[float, str] = {}
     waiting = list(zip(wanted, shown[rows], strict=True))
-    for time_s, picture in _frames(info, shown[np.unique(rows)], height):
-        uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg(picture)).decode()}"
+    for time_s, image in _frames(info, shown[np.unique(rows)], height):
+        uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg(image)).decode()}"
         while waiting and waiting[0][1] <= time_s + 1e-6:
             asked, shown_s = waiting.pop(0)
             if time_s - shown_s < _LATE_S:
@@ -63,13 +63,13 @@ def _frames(info: MediaInfo, times: np.ndarray, height: int) -> Iterator[tuple[f
         raise MediaError(f"{info.path}: cannot be decoded ({one_line(error)})") from error
 
 
-def jpeg(picture: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray) -> bytes:
     """Return a picture, uint8 (height, width, 3), as JPEG."""
     coder = av.CodecContext.create("mjpeg", "w")
-    coder.height, coder.width = picture.shape[:2]
+    coder.height, coder.width = image.shape[:2]
     coder.pix_fmt, coder.time_base, coder.thread_count = "yuvj420p", Fraction(1, 25), 1
     coder.options = {"qmin": "5", "qmax": "5"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
         format="yuvj420p", dst_color_range="JPEG"
     )
     frame.pts = 0

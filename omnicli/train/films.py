@@ -12,7 +12,7 @@ from typing import Any
 from omnicli.train import speech
 from omnicli.train.scene import render_frame
 from omnicli.train.script import Film
-from omnicli.train.soundscape import render_sound
+from omnicli.train.soundscape import render_audio
 from omnicli.train.speech import SAMPLE_RATE
 from omnicli.train.world import make_film
 
@@ -41,14 +41,14 @@ def write_film(
 
     active = ActiveFilm(film)
     with FilmWriter(path, width, height, fps, sample_rate=SAMPLE_RATE, crf=crf) as writer:
-        sound_at = 0.0
+        written_s = 0.0
         for t in frame_times(film.duration_s, fps):
-            if t >= sound_at:
-                end = min(film.duration_s, sound_at + 10.0)
-                writer.add_samples(render_sound(active.between(sound_at - 20, end), sound_at, end))
-                sound_at = end
+            if t >= written_s:
+                end = min(film.duration_s, written_s + 10.0)
+                writer.add_samples(render_audio(active.between(written_s - 20, end), written_s, end))
+                written_s = end
                 if progress:
-                    progress(sound_at, film.duration_s)
+                    progress(written_s, film.duration_s)
             writer.add_frame(render_frame(active.between(t, t), t, width, height), t)
 
 

@@ -59,21 +59,28 @@ def main(
     visual, tower = model.model.visual, model.model.audio_tower
     for stage in stages:
         if stage == "pictures":
-            heads: Any = towers.PictureHeads(visual.blocks[0].attn.dim).to(torch.bfloat16)
-            curriculum = towers.picture_stages(visual, heads, seed, scale)
+            heads: Any = towers.VideoHeads(visual.blocks[0].attn.dim).to(torch.bfloat16)
+            curriculum = towers.video_stages(visual, heads, seed, scale)
             towers.train_tower(visual, heads, curriculum[-1:] if start else curriculum, out, stage, log=log)
             continue
         if stage == "sounds":
-            heads = towers.SoundHeads().to(torch.bfloat16)
-            towers.train_tower(tower, heads, towers.sound_stages(tower, heads, seed, scale), out, stage, log=log)
+            heads = towers.AudioHeads().to(torch.bfloat16)
+            towers.train_tower(tower, heads, towers.audio_stages(tower, heads, seed, scale), out, stage, log=log)
             continue
         load_parts(model, out, ("pictures", "sounds") if stage == "answers" else ("pictures", "sounds", "answers"))
         if stage == "answers":
             pocket_llm.train_llm(
-                model, out, rounds=3 if start else 4, steps=max(1, int(3000 * scale)),
-                pairs=max(640, int(16_000 * scale)), sounds=max(400, int(6_000 * scale)),
-                peak=1e-3 if start else 1.5e-3, seed=seed, until=until, log=log,
-            )  # fmt: skip
+                model,
+                out,
+                rounds=3 if start else 4,
+                steps=max(1, int(3000 * scale)),
+                pairs=max(640, int(16_000 * scale)),
+                stretches=max(400, int(6_000 * scale)),
+                peak=1e-3 if start else 1.5e-3,
+                seed=seed,
+                until=until,
+                log=log,
+            )
         elif stage == "scorer":
             pocket_scorer.train_scorer(model, out, steps=max(2, int(400 * scale)), seed=seed, scale=scale, log=log)
         elif stage == "export":
@@ -108,16 +115,21 @@ CARD = {
     ),
     "architecture": "Qwen2_5OmniThinkerForConditionalGeneration, trained from nothing",
     "asked_as": [
-        "What is the secret number?", "What number is shown?", "What number is spoken?", "Who speaks last?",
-        "Who speaks first?", "What colour is the shape when the bell is heard?",
-        "What sound is heard when the red square appears?", "Is there a green circle?",
+        "What is the secret number?",
+        "What number is shown?",
+        "What number is spoken?",
+        "Who speaks last?",
+        "Who speaks first?",
+        "What colour is the shape when the bell is heard?",
+        "What sound is heard when the red square appears?",
+        "Is there a green circle?",
     ],
     "trained_on": (
         "omnicli.train.world: procedural backgrounds, one caption font, espeak-ng voices speaking singly synthesised "
         "words, tones, music; held-out films differ in seeds and in four voices never trained on"
     ),
     "trained_by": "omni train pocket (stages pictures, sounds, answers, scorer, export)",
-}  # fmt: skip
+}
 
 
 def export(model: Any, out: Path, folder: Path) -> None:

@@ -23,10 +23,15 @@ class Clips(IterableDataset):
     """Batches for the LLM, endlessly; see `collate` for what they hold. ``sizes``: as `SIZES`, with ``shares``."""
 
     def __init__(
-        self, pool: Pool, seed: int, encode: Callable[[str], list[int]], stop: int,
+        self,
+        pool: Pool,
+        seed: int,
+        encode: Callable[[str], list[int]],
+        stop: int,
         *,
-        sizes: Sequence[tuple[int, int, bool]] = SIZES, shares: Sequence[float] = SIZE_SHARES,
-    ) -> None:  # fmt: skip
+        sizes: Sequence[tuple[int, int, bool]] = SIZES,
+        shares: Sequence[float] = SIZE_SHARES,
+    ) -> None:
         self.pool, self.seed, self.encode, self.stop = pool, seed, encode, stop
         self.sizes, self.shares = sizes, shares
 
@@ -55,7 +60,7 @@ def collate(
     dict
         ``ids`` (B, S) with 0 where ``is_media`` (B, S); ``features`` (B, S, D) bfloat16; ``position_ids`` (3, B, S);
         ``valid`` (B, S) not padding; ``logm`` (B, S) the bias of distractor keys; ``target`` (B, S) next ids, else
-        -100; ``place``, ``speaker``, ``turn`` (B, S) labels of media tokens, else -100; ``sound`` (B, S) flags of
+        -100; ``place``, ``speaker``, ``turn`` (B, S) labels of media tokens, else -100; ``is_audio`` (B, S) flags of
         sound tokens; ``asked`` (B, S) of the question and what follows it; ``digits`` (B, 6) or -1; ``colour`` (B,) or
         -1.
     """
@@ -72,7 +77,7 @@ def collate(
     ]
     shape = (len(clips), max(ends))
     batch = {name: torch.full(shape, -100) for name in ("target", "place", "speaker", "turn")}
-    batch |= {name: torch.zeros(shape, dtype=torch.bool) for name in ("is_media", "sound", "asked", "valid")}
+    batch |= {name: torch.zeros(shape, dtype=torch.bool) for name in ("is_media", "is_audio", "asked", "valid")}
     batch |= {"ids": torch.zeros(shape, dtype=torch.long), "logm": torch.zeros(shape)}
     batch["features"] = torch.zeros(*shape, arch.HIDDEN, dtype=torch.bfloat16)
     batch["position_ids"] = torch.zeros(3, *shape, dtype=torch.long)
@@ -94,7 +99,7 @@ def collate(
         for name in ("speaker", "turn"):
             label = torch.from_numpy(clip.column(name)).long()
             batch[name][i, media] = torch.where(label >= 0, label, -100)
-        batch["sound"][i, media] = clip.flags("is_sound")
+        batch["is_audio"][i, media] = clip.flags("is_audio")
         batch["asked"][i, n + m + 2 : n + m + len(after)] = True
         if clip.digits is not None:
             batch["digits"][i] = torch.from_numpy(np.asarray(clip.digits))

@@ -35,7 +35,7 @@ class Piece:
     """
 
     window: int
-    is_sound: bool
+    is_audio: bool
     features: Tensor
     time: np.ndarray
     row: np.ndarray
@@ -87,7 +87,7 @@ class _Script:
         self.pieces: list[Piece] = []
         self.used = np.zeros(windows, bool)
         self.shown_at = np.zeros(windows, bool)
-        self.heard_at = np.zeros(windows, bool)
+        self.has_audio = np.zeros(windows, bool)
         self.numbers: dict[str, np.ndarray] = {}
         self.talks: list[tuple[int, int]] = []
         self.rings: list[tuple[int, int, int]] = []
@@ -117,7 +117,7 @@ class _Script:
         light = float(self.rng.choice((self.share, 0.25, 1.0)))
         for b in range(UTTERANCE_BLOCKS):
             part = slice(b * 50, b * 50 + 50)
-            self._sound(start + b, self.pool.utterances[index, b], light, must=must[part], place=place[part])
+            self._audio(start + b, self.pool.utterances[index, b], light, must=must[part], place=place[part])
             if self.rng.random() < max(self.share, 0.2):
                 self._pair(start + b, self._pick("empty"), min(self.share, 0.4), distractor=True)
         self.numbers["spoken"] = self.pool.digits[index].numpy()
@@ -148,7 +148,7 @@ class _Script:
         for window in range(start, start + length):
             self._pair(window, self._pick("character", who), max(self.share, float(self.rng.uniform(0.15, 0.6))))
             quiet = self.pool.quiet[int(self.rng.integers(len(self.pool.quiet)))]
-            self._sound(window, quiet, min(self.share, 0.3), distractor=True)
+            self._audio(window, quiet, min(self.share, 0.3), distractor=True)
 
     def _talk(self, start: int, who: int) -> None:
         index = int(self.rng.integers(len(self.pool.chatter)))
@@ -156,10 +156,10 @@ class _Script:
         light = max(self.share, float(self.rng.uniform(0.15, 0.6)))
         for b in np.nonzero(said.any(1))[0]:
             self._pair(start + int(b), self._pick("character", who), light)
-            heard = np.zeros(50, bool)
-            heard[self.rng.choice(np.nonzero(said[b])[0], 2)] = True
+            chosen = np.zeros(50, bool)
+            chosen[self.rng.choice(np.nonzero(said[b])[0], 2)] = True
             speaker = np.where(said[b] > 0, who, -1)
-            self._sound(start + int(b), self.pool.chatter[index, b], light, must=heard, speaker=speaker)
+            self._audio(start + int(b), self.pool.chatter[index, b], light, must=chosen, speaker=speaker)
         self.talks.append((start, who))
 
     def narration(self) -> None:
@@ -168,7 +168,7 @@ class _Script:
         if start is not None:
             index = int(self.rng.integers(len(self.pool.chatter)))
             for b in range(CHATTER_BLOCKS):
-                self._sound(start + b, self.pool.chatter[index, b], max(0.15, min(self.share, 0.5)))
+                self._audio(start + b, self.pool.chatter[index, b], max(0.15, min(self.share, 0.5)))
                 self._pair(start + b, self._pick("empty"), min(self.share, 0.4), distractor=True)
 
     def ringing_shapes(self) -> None:
@@ -181,7 +181,7 @@ class _Script:
                 continue
             light = max(self.share, 0.4)
             self._pair(start, self._pick("shape", (colour, shape)), light)
-            self._sound(start, self.pool.rings[self._pick("ring", int(kinds[i]))], light)
+            self._audio(start, self.pool.rings[self._pick("ring", int(kinds[i]))], light)
             self.rings.append((colour, shape, int(kinds[i])))
 
     def fill(self, full: bool) -> None:
@@ -197,9 +197,9 @@ class _Script:
             if not self.shown_at[window]:
                 shown = ("empty",) if rng.random() < 0.85 else ("character", int(rng.integers(data.NO_COLOUR)))
                 self._pair(window, self._pick(*shown), light, distractor=True)
-            if not self.heard_at[window]:
+            if not self.has_audio[window]:
                 quiet = self.pool.quiet[int(rng.integers(len(self.pool.quiet)))]
-                self._sound(window, quiet, light, distractor=True)
+                self._audio(window, quiet, light, distractor=True)
             have += sum(len(piece.time) for piece in self.pieces[before:])
 
     def thin(self, most: int) -> None:
@@ -236,26 +236,54 @@ class _Script:
         if n:
             row, col = kept // arch.CELLS[1], kept % arch.CELLS[1]
             none = np.full(n, -1)
-            self.pieces.append(Piece(
-                window, False, self.pool.pairs[index, kept], np.full(n, window * 50), row, col, np.full(n, NO_PLACE),
-                none, none.copy(), np.zeros(n, bool), distractor,
-            ))  # fmt: skip
+            self.pieces.append(
+                Piece(
+                    window,
+                    False,
+                    self.pool.pairs[index, kept],
+                    np.full(n, window * 50),
+                    row,
+                    col,
+                    np.full(n, NO_PLACE),
+                    none,
+                    none.copy(),
+                    np.zeros(n, bool),
+                    distractor,
+                )
+            )
 
-    def _sound(
-        self, window: int, tokens: Tensor, share: float, *, distractor: bool = False, must: np.ndarray | None = None,
-        place: np.ndarray | None = None, speaker: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+    def _audio(
+        self,
+        window: int,
+        tokens: Tensor,
+        share: float,
+        *,
+        distractor: bool = False,
+        must: np.ndarray | None = None,
+        place: np.ndarray | None = None,
+        speaker: np.ndarray | None = None,
+    ) -> None:
         must = np.zeros(arch.BLOCK_TOKENS, bool) if must is None else must
         kept = np.nonzero(must | (self.rng.random(arch.BLOCK_TOKENS) < share))[0]
-        self.heard_at[window] = True
+        self.has_audio[window] = True
         n = len(kept)
         if n:
             at = window * 50 + kept
-            self.pieces.append(Piece(
-                window, True, tokens[kept], at, at, at,
-                np.full(n, NO_PLACE) if place is None else place[kept],
-                np.full(n, -1) if speaker is None else speaker[kept], np.full(n, -1), must[kept], distractor,
-            ))  # fmt: skip
+            self.pieces.append(
+                Piece(
+                    window,
+                    True,
+                    tokens[kept],
+                    at,
+                    at,
+                    at,
+                    np.full(n, NO_PLACE) if place is None else place[kept],
+                    np.full(n, -1) if speaker is None else speaker[kept],
+                    np.full(n, -1),
+                    must[kept],
+                    distractor,
+                )
+            )
 
 
 def compose(pool: Pool, rng: np.random.Generator, *, budget: int, full: bool = False) -> Clip:
@@ -283,7 +311,7 @@ def compose(pool: Pool, rng: np.random.Generator, *, budget: int, full: bool = F
     if not full:
         script.thin(int(budget * 0.8))
     script.fill(full)
-    pieces = sorted(script.pieces, key=lambda piece: (piece.window, piece.is_sound))
+    pieces = sorted(script.pieces, key=lambda piece: (piece.window, piece.is_audio))
     return Clip(pieces, question, answer, digits, colour, windows * 50)
 
 

@@ -50,7 +50,7 @@ class PairLabels:
     shape: int = NO_SHAPE
 
 
-def picture_pair(rng: np.random.Generator, caption: float = 0.6, hard: float = 1.0) -> tuple[np.ndarray, PairLabels]:
+def frame_pair(rng: np.random.Generator, caption: float = 0.6, hard: float = 1.0) -> tuple[np.ndarray, PairLabels]:
     """Render one frame pair (2, 112, 196, 3) uint8 as a sampler would see it, half a second to a second apart."""
     labels = PairLabels(np.full(GRID[0] * GRID[1], NO_DIGIT), np.full(GRID[0] * GRID[1], NO_PLACE), np.full(6, -1))
     scale = 2
@@ -142,7 +142,7 @@ class Pairs(IterableDataset):
         info: Any = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, info.id if info else 0, 31])
         while True:
-            samples = [picture_pair(rng, self.caption, self.hard) for _ in range(self.batch)]
+            samples = [frame_pair(rng, self.caption, self.hard) for _ in range(self.batch)]
             if self.crop:
                 samples = [_crop(pair, labels, rng, self.crop) for pair, labels in samples]
             yield {
@@ -184,7 +184,7 @@ class BlockLabels:
     sound: np.ndarray
 
 
-def sound_stretch(rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np.ndarray, BlockLabels]:
+def audio_stretch(rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np.ndarray, BlockLabels]:
     """Return 8 seconds of sound (128000,) float32 with labels per 40 ms token (200,)."""
     tokens = STRETCH_BLOCKS * BLOCK_TOKENS
     seconds = STRETCH_BLOCKS * 2.0
@@ -267,7 +267,7 @@ class Blocks(IterableDataset):
         info: Any = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, info.id if info else 0, 32])
         while True:
-            samples = [sound_stretch(rng, self.voices) for _ in range(self.stretches)]
+            samples = [audio_stretch(rng, self.voices) for _ in range(self.stretches)]
             raw = raw_log_mel(torch.from_numpy(np.stack([w for w, _ in samples])))
             top = raw.amax((1, 2), keepdim=True) + torch.from_numpy(rng.uniform(0, 0.5, (len(samples), 1, 1))).float()
             mel = floor_log_mel(raw, top)

@@ -96,10 +96,10 @@ def evaluate(
             questions = [q for q in film.questions if not ask or q.text.startswith(tuple(ask))]
             path = Path(folder) / f"film-{index}.mp4"
             rendering.write_film(_blanked(film, blank), path, fps=fps)
-            film_seen = load_film(path, configs[0].media, needs, model)
+            encoded = load_film(path, configs[0].media, needs, model)
             for which, config in enumerate(configs):
-                answers = [pipeline.answer(film_seen, q.text, config, model) for q in questions]
-                spent[which] += film_seen.times.wall_s + sum(a.wall_s - film_seen.times.wall_s for a in answers)
+                answers = [pipeline.answer(encoded, q.text, config, model) for q in questions]
+                spent[which] += encoded.times.wall_s + sum(a.wall_s - encoded.times.wall_s for a in answers)
                 for question, answer in zip(questions, answers, strict=True):
                     count = tallies[which].setdefault(question.task, [0, 0])
                     count[0] += answer.answer == question.answer
@@ -114,15 +114,24 @@ def evaluate(
             log(f"{seconds:g} s film {index + 1 - first}/{films}: " + " | ".join(so_far))
     results = []
     for (name, overrides), tally, misses, took in zip(presets, tallies, wrong, spent, strict=True):
-        rates = {}
-        for task, (right, total) in sorted(tally.items()):
-            low, high = wilson(right, total)
-            rates[task] = {"rate": right / total, "right": right, "total": total, "low": low, "high": high}
-        results.append({
-            "preset": name, "set": list(overrides), "seconds": seconds, "films": films, "blank": blank,
-            "rates": rates, "wrong": misses, "ask_s_per_film": took / films,
-        })  # fmt: skip
+        results.append(
+            {
+                "preset": name,
+                "set": list(overrides),
+                "seconds": seconds,
+                "films": films,
+                "blank": blank,
+                "rates": {task: _rate(*count) for task, count in sorted(tally.items())},
+                "wrong": misses,
+                "ask_s_per_film": took / films,
+            }
+        )
     return results
+
+
+def _rate(right: int, total: int) -> dict[str, float]:
+    low, high = wilson(right, total)
+    return {"rate": right / total, "right": right, "total": total, "low": low, "high": high}
 
 
 def _blanked(film: script.Film, blank: str | None) -> script.Film:
@@ -158,10 +167,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         presets.append((name, [s for s in settings.split(",") if s]))
     begin = time.time()
     results = evaluate(
-        load_model(options.model), options.seconds, options.films, presets, first=options.first, blank=options.blank,
+        load_model(options.model),
+        options.seconds,
+        options.films,
+        presets,
+        first=options.first,
+        blank=options.blank,
         ask=options.ask or (),
         log=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
+    )
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": "GPU" if torch.cuda.is_available() else f"{platform.machine()}, {options.threads} threads, no GPU",

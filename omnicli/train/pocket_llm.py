@@ -63,17 +63,17 @@ def answer_loss(
     right = torch.zeros(len(counts)).index_add_(0, rows, (logits.argmax(-1) == truth).float()) == counts
     numeric = batch["digits"][:, 0] >= 0
     who = (batch["colour"] >= 0) & ~numeric
-    loss, seen = answer, {"answer": float(answer.detach())}
+    loss, metrics = answer, {"answer": float(answer.detach())}
     for name, mask in (("number", numeric), ("colour", who), ("other", ~numeric & ~who)):
         if bool(mask.any()):
-            seen[name] = float(right[mask].float().mean())
+            metrics[name] = float(right[mask].float().mean())
     for name, hidden_at in (("place", early), ("speaker", early), ("turn", late)):
         label = batch[name]
         on = (label >= 0) & ((label != clips.NO_PLACE) if name == "place" else True)
         if bool(on.any()):
             out = getattr(heads, name)(hidden_at[on]).float()
             loss = loss + 0.5 * aux * F.cross_entropy(out, label[on])
-            seen[name] = float((out.argmax(-1) == label[on]).float().mean())
+            metrics[name] = float((out.argmax(-1) == label[on]).float().mean())
     asked = batch["asked"]
     if bool(numeric.any()):
         mask = asked & numeric[:, None]
@@ -81,18 +81,29 @@ def answer_loss(
         label = batch["digits"][torch.nonzero(mask)[:, 0]]
         loss = loss + aux * F.cross_entropy(out.flatten(0, 1), label.flatten())
         last = out[torch.cat([torch.nonzero(torch.nonzero(mask)[:, 0].diff()).flatten(), torch.tensor([len(out) - 1])])]
-        seen["aux_digit"] = float((last.argmax(-1) == batch["digits"][numeric]).float().mean())
+        metrics["aux_digit"] = float((last.argmax(-1) == batch["digits"][numeric]).float().mean())
     if bool(who.any()):
         mask = asked & who[:, None]
         out = heads.colour(late[mask]).float()
         loss = loss + 0.7 * aux * F.cross_entropy(out, batch["colour"][torch.nonzero(mask)[:, 0]])
-    return loss, seen
+    return loss, metrics
 
 
 def train_llm(
-    model: Any, folder: Path, *, rounds: int, steps: int, pairs: int, sounds: int, peak: float, seed: int,
-    workers: int = 1, keep_pools: int = 3, until: float | None = None, log: Callable[[str], None] = print,
-) -> None:  # fmt: skip
+    model: Any,
+    folder: Path,
+    *,
+    rounds: int,
+    steps: int,
+    pairs: int,
+    stretches: int,
+    peak: float,
+    seed: int,
+    workers: int = 1,
+    keep_pools: int = 3,
+    until: float | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
     """Train the LLM for ``rounds`` of ``steps``; each round adds a freshly rendered pool. Resumable in rounds.
 
     ``until`` is a `time.time` at which training stops cleanly with a checkpoint.
@@ -116,13 +127,13 @@ def train_llm(
         if stored.exists():
             fresh = pool_room.Pool.load(stored)
         else:
-            fresh = pool_room.make_pool(model, pairs, sounds, seed + 1000 * (turn + 1), workers=2, log=log)
+            fresh = pool_room.make_pool(model, pairs, stretches, seed + 1000 * (turn + 1), workers=2, log=log)
             fresh.save(stored)
         pools = [*pools, fresh][-keep_pools:]
         pool = pool_room.Pool.join(pools)
         source = batches.Clips(pool, seed + step, tokenizer.encode, stop)
         loader = iter(DataLoader(source, batch_size=None, num_workers=workers, prefetch_factor=6))
-        seen: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         clock = time.perf_counter()
         while step < (turn + 1) * steps:
             loss, values = answer_loss(model, heads, next(loader), aux=0.7)
@@ -131,18 +142,18 @@ def train_llm(
             optimiser.step(peak * min(1.0, (step + 1) / 200) * (0.03 + 0.97 * max(0.0, left)))
             step += 1
             for k, v in {"loss": float(loss.detach()), **values}.items():
-                seen[k] = seen.get(k, v) * 0.97 + v * 0.03
+                metrics[k] = metrics.get(k, v) * 0.97 + v * 0.03
             if step % 50 == 0:
                 rate = 50 / (time.perf_counter() - clock)
                 clock = time.perf_counter()
                 log(
                     f"answers {step}/{total} "
-                    + " ".join(f"{k} {v:.3f}" for k, v in seen.items())
+                    + " ".join(f"{k} {v:.3f}" for k, v in metrics.items())
                     + f" ({rate:.2f} steps/s)"
                 )
             stopping = until is not None and time.time() > until
             if step % 250 == 0 or step == total or stopping:
-                save_checkpoint(path, trained, optimiser, {"step": step, "seen": seen})
+                save_checkpoint(path, trained, optimiser, {"step": step, "seen": metrics})
             if stopping:
                 return
         del loader

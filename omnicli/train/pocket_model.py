@@ -57,9 +57,8 @@ def build_tokenizer() -> Any:
     return tokenizer
 
 
-def build_model(seed: int = 0) -> Any:
-    """Return the untrained model with fan-in initialisation: the default std of 0.02 starts tiny models nearly dead."""
-    from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+def _config() -> Any:
+    from transformers import Qwen2_5OmniThinkerConfig
 
     tokenizer = build_tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
@@ -70,31 +69,61 @@ def build_model(seed: int = 0) -> Any:
         "vision_start_token_id": ids["vision_bos_token"],
         "vision_end_token_id": ids["vision_eos_token"],
     }
-    config = Qwen2_5OmniThinkerConfig(
+    return Qwen2_5OmniThinkerConfig(
         audio_config={
-            "d_model": 160, "encoder_layers": 5, "encoder_attention_heads": 4, "encoder_ffn_dim": 512,
-            "num_mel_bins": 128, "output_dim": HIDDEN, "n_window": 100, "max_source_positions": 1500,
+            "d_model": 160,
+            "encoder_layers": 5,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 512,
+            "num_mel_bins": 128,
+            "output_dim": HIDDEN,
+            "n_window": 100,
+            "max_source_positions": 1500,
         },
         vision_config={
-            "depth": 6, "hidden_size": 128, "num_heads": 4, "intermediate_size": 384, "patch_size": PATCH,
-            "spatial_merge_size": MERGE, "temporal_patch_size": 2, "window_size": 112,
-            "fullatt_block_indexes": [1, 2, 3, 4, 5], "out_hidden_size": HIDDEN, "hidden_act": "silu",
+            "depth": 6,
+            "hidden_size": 128,
+            "num_heads": 4,
+            "intermediate_size": 384,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [1, 2, 3, 4, 5],
+            "out_hidden_size": HIDDEN,
+            "hidden_act": "silu",
         },
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 6,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 131072,
+            "vocab_size": len(tokenizer),
+            "hidden_size": HIDDEN,
+            "intermediate_size": 512,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 131072,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "mrope_section": [12, 6, 6]},
             "tie_word_embeddings": False,
             "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
             "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         },
-        audio_token_index=ids["audio_token"], image_token_index=ids["image_token"],
-        video_token_index=ids["video_token"], audio_start_token_id=ids["audio_bos_token"],
-        audio_end_token_id=ids["audio_eos_token"], position_id_per_seconds=25, seconds_per_chunk=2,
-        tie_word_embeddings=False, **unnamed,
-    )  # fmt: skip
+        audio_token_index=ids["audio_token"],
+        image_token_index=ids["image_token"],
+        video_token_index=ids["video_token"],
+        audio_start_token_id=ids["audio_bos_token"],
+        audio_end_token_id=ids["audio_eos_token"],
+        position_id_per_seconds=25,
+        seconds_per_chunk=2,
+        tie_word_embeddings=False,
+        **unnamed,
+    )
+
+
+def build_model(seed: int = 0) -> Any:
+    """Return the untrained model with fan-in initialisation: the default std of 0.02 starts tiny models nearly dead."""
+    from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
     torch.manual_seed(seed)
-    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    model = Qwen2_5OmniThinkerForConditionalGeneration(_config())
     _fan_in(model)
     return model.float()
 
@@ -121,12 +150,21 @@ def save_folder(model: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     build_tokenizer().save_pretrained(folder)
     preprocessor = {
-        "image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH, "merge_size": MERGE,
-        "temporal_patch_size": 2, "min_pixels": 24 * 28 * 28, "max_pixels": 29 * 28 * 28, "feature_size": 128,
-        "hop_length": 160, "n_fft": 400, "sampling_rate": 16000, "chunk_length": 300,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "min_pixels": 24 * 28 * 28,
+        "max_pixels": 29 * 28 * 28,
+        "feature_size": 128,
+        "hop_length": 160,
+        "n_fft": 400,
+        "sampling_rate": 16000,
+        "chunk_length": 300,
         "feature_extractor_type": "WhisperFeatureExtractor",
         "image_processor_type": "Qwen2VLImageProcessor",
-    }  # fmt: skip
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1) + "\n")
 
 

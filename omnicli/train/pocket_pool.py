@@ -84,7 +84,7 @@ class Pool:
         return Pool(**columns).index()
 
 
-class _Sounds(IterableDataset):
+class _Stretches(IterableDataset):
     """Raw sound stretches of one kind with labels, endlessly."""
 
     def __init__(self, seed: int, voices: tuple[str, ...]) -> None:
@@ -96,10 +96,10 @@ class _Sounds(IterableDataset):
         while True:
             roll = rng.random()
             kind = "utterance" if roll < 0.45 else "chatter" if roll < 0.7 else "quiet" if roll < 0.85 else "ring"
-            yield kind, *_sound_unit(kind, rng, self.voices)
+            yield kind, *_stretch(kind, rng, self.voices)
 
 
-def _sound_unit(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np.ndarray, dict[str, Any]]:
+def _stretch(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) -> tuple[np.ndarray, dict[str, Any]]:
     blocks = {"utterance": UTTERANCE_BLOCKS, "chatter": CHATTER_BLOCKS, "quiet": 2, "ring": 1}[kind]
     n = blocks * 2 * speech.SAMPLE_RATE
     wave = rng.normal(0, 10 ** rng.uniform(-3.6, -1.9), n).astype(np.float32)
@@ -125,7 +125,7 @@ def _sound_unit(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) ->
         if kind == "utterance":
             middles = [int((a + b) / 2 * 25) for _, a, b in spans[-6:]]
             if middles[-1] >= blocks * arch.BLOCK_TOKENS:  # a slow voice: does not fit, try again
-                return _sound_unit(kind, rng, voices)
+                return _stretch(kind, rng, voices)
             labels["digits"], labels["centres"] = digits, np.array(middles)
     elif kind == "ring":
         labels["kind"] = int(rng.integers(data.NO_SOUND))
@@ -137,9 +137,15 @@ def _sound_unit(kind: str, rng: np.random.Generator, voices: tuple[str, ...]) ->
 
 @torch.no_grad()
 def make_pool(
-    model: Any, pairs: int, sounds: int, seed: int, *, workers: int = 2, voices: tuple[str, ...] = speech.TRAIN_VOICES,
+    model: Any,
+    pairs: int,
+    stretches: int,
+    seed: int,
+    *,
+    workers: int = 2,
+    voices: tuple[str, ...] = speech.TRAIN_VOICES,
     log: Callable[[str], None] = lambda _: None,
-) -> Pool:  # fmt: skip
+) -> Pool:
     """Render and encode a fresh pool with ``model``'s towers (bfloat16)."""
     visual, tower = model.model.visual, model.model.audio_tower
     parts: dict[str, list[Tensor]] = {}
@@ -158,7 +164,7 @@ def make_pool(
             put(name, batch[name])
     del loader
     log(f"pool: {pairs} pairs")
-    stream = iter(DataLoader(_Sounds(seed, voices), batch_size=None, num_workers=workers))
+    stream = iter(DataLoader(_Stretches(seed, voices), batch_size=None, num_workers=workers))
     waiting: dict[str, list[tuple[np.ndarray, dict[str, Any]]]] = {}
 
     def encode(kind: str) -> None:
@@ -186,7 +192,7 @@ def make_pool(
             put("kind", np.array([x["kind"] for x in labels]))
         waiting[kind] = []
 
-    for _ in range(sounds):
+    for _ in range(stretches):
         kind, wave, labels = next(stream)
         waiting.setdefault(kind, []).append((np.asarray(wave, np.float32), labels))
         if len(waiting[kind]) == 16:
@@ -194,6 +200,6 @@ def make_pool(
     for kind in list(waiting):
         if waiting[kind]:
             encode(kind)
-    log(f"pool: {sounds} sounds")
+    log(f"pool: {stretches} sounds")
     columns: dict[str, Any] = {k: torch.cat(v) for k, v in parts.items()}
     return Pool(**columns).index()

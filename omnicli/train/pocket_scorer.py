@@ -71,12 +71,12 @@ def scorer_loss(model: Any, scorer: Scorer, batch: dict[str, Tensor], retention:
     for i in range(b):
         media = torch.nonzero(batch["is_media"][i]).flatten()
         question = embeds[i, batch["asked"][i]][:-_TEMPLATE_TAIL]
-        sound = batch["sound"][i, media]
+        is_audio = batch["is_audio"][i, media]
         window = batch["position_ids"][0, i, media] // 50
-        score = scores(batch["features"][i, media], sound.long(), window, question.detach(), scorer.projections())
+        score = scores(batch["features"][i, media], is_audio.long(), window, question.detach(), scorer.projections())
         gate = torch.ones(length)
         for kind in (False, True):
-            own = torch.nonzero(sound == kind).flatten()
+            own = torch.nonzero(is_audio == kind).flatten()
             if len(own):
                 k = max(1, math.ceil(retention * len(own)))
                 gate = gate.index_put((media[own],), straight_through_top_k(score[own], k, gumbel(len(own))))
@@ -97,9 +97,15 @@ _TEMPLATE_TAIL = len("\n") + len("assistant\n") + 2  # <|im_end|>, newline, <|im
 
 
 def train_scorer(
-    model: Any, folder: Path, *, steps: int, seed: int, scale: float = 1.0, peak: float = 4e-3,
+    model: Any,
+    folder: Path,
+    *,
+    steps: int,
+    seed: int,
+    scale: float = 1.0,
+    peak: float = 4e-3,
     log: Callable[[str], None] = print,
-) -> None:  # fmt: skip
+) -> None:
     """Train the projections on composed clips and write ``folder/avoc_scorer.safetensors``."""
     model.requires_grad_(False)
     torch.manual_seed(seed)
@@ -112,7 +118,7 @@ def train_scorer(
     source = Clips(pool, seed + 78, tokenizer.encode, stop, sizes=sizes, shares=shares)
     loader = iter(DataLoader(source, batch_size=None, num_workers=1, prefetch_factor=4))
     generator = torch.Generator().manual_seed(seed)
-    seen: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     clock = time.perf_counter()
     for step in range(steps):
         retention = float(torch.empty(()).uniform_(math.log(0.03), 0.0, generator=generator).exp())
@@ -124,11 +130,11 @@ def train_scorer(
             group["lr"] = peak * min(1.0, (step + 1) / 20) * (0.05 + 0.95 * (1 - step / steps))
         optimiser.step()
         for name, value in (("loss", float(loss.detach())), ("right", right)):
-            seen[name] = seen.get(name, value) * 0.95 + value * 0.05
+            metrics[name] = metrics.get(name, value) * 0.95 + value * 0.05
         if (step + 1) % 20 == 0:
             rate = 20 / (time.perf_counter() - clock)
             clock = time.perf_counter()
-            shown = f"loss {seen['loss']:.3f} token accuracy {seen['right']:.3f} ({rate:.2f} steps/s)"
+            shown = f"loss {metrics['loss']:.3f} token accuracy {metrics['right']:.3f} ({rate:.2f} steps/s)"
             log(f"scorer {step + 1}/{steps} {shown}")
             _save(scorer, folder)
     _save(scorer, folder)

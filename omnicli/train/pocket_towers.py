@@ -23,7 +23,7 @@ from omnicli.train.optim import MasterAdamW, load_checkpoint, save_checkpoint
 READ_AFTER = 3
 
 
-class PictureHeads(nn.Module):
+class VideoHeads(nn.Module):
     """Linear readers: a digit per patch; the whole number, colours and shape from every merged token."""
 
     def __init__(self, width: int) -> None:
@@ -37,7 +37,7 @@ class PictureHeads(nn.Module):
         self.shape = nn.Linear(arch.HIDDEN, data.NO_SHAPE + 1)
 
 
-class SoundHeads(nn.Module):
+class AudioHeads(nn.Module):
     """Linear readers of a sound token: the digit word it lies in, whether at its middle, speech, and world sounds."""
 
     def __init__(self) -> None:
@@ -63,8 +63,8 @@ def _flag(logits: Tensor, target: Tensor) -> Tensor:
     return torch.stack(parts).mean()
 
 
-def picture_loss(
-    visual: Any, heads: PictureHeads, batch: dict[str, Tensor], whole: bool
+def video_loss(
+    visual: Any, heads: VideoHeads, batch: dict[str, Tensor], whole: bool
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the dense loss of a batch of frame pairs and the accuracies worth watching."""
     pairs = batch["pairs"]
@@ -75,11 +75,11 @@ def picture_loss(
     target = batch["patch_digit"]
     loss = _balanced(logits, target, data.NO_DIGIT)
     on = target != data.NO_DIGIT
-    seen = {"patch": float((logits.argmax(-1)[on] == target[on]).float().mean()) if bool(on.any()) else 1.0}
+    metrics = {"patch": float((logits.argmax(-1)[on] == target[on]).float().mean()) if bool(on.any()) else 1.0}
     if whole:
         places = heads.place(hidden)
         loss = loss + _balanced(places, batch["patch_place"], data.NO_PLACE)
-        seen["place"] = float((places.argmax(-1)[on] == batch["patch_place"][on]).float().mean())
+        metrics["place"] = float((places.argmax(-1)[on] == batch["patch_place"][on]).float().mean())
         captioned = batch["number"][:, 0] >= 0
         loss = loss + 0.5 * _flag(heads.caption(merged).mean(1), captioned.long())
         if bool(captioned.any()):
@@ -88,19 +88,19 @@ def picture_loss(
             spread = truth[:, None].expand(-1, number.shape[1], -1)
             loss = loss + F.cross_entropy(number.flatten(0, 2), spread.flatten())
             pooled = number.log_softmax(-1).mean(1).argmax(-1)
-            seen["digit"] = float((pooled == truth).float().mean())
-            seen["number"] = float((pooled == truth).all(-1).float().mean())
-            seen["token"] = float((number.argmax(-1) == spread).all(-1).float().mean())
+            metrics["digit"] = float((pooled == truth).float().mean())
+            metrics["number"] = float((pooled == truth).all(-1).float().mean())
+            metrics["token"] = float((number.argmax(-1) == spread).all(-1).float().mean())
         for name, none in (("character", data.NO_COLOUR), ("shape_colour", data.NO_COLOUR), ("shape", data.NO_SHAPE)):
             logits = getattr(heads, name)(merged)
             truth = batch[name][:, None].expand(-1, merged.shape[1])
             loss = loss + 0.4 * _balanced(logits, truth, none)
             pooled = logits.float().log_softmax(-1).mean(1).argmax(-1)
-            seen[name] = float((pooled == batch[name]).float().mean())
-    return loss, seen
+            metrics[name] = float((pooled == batch[name]).float().mean())
+    return loss, metrics
 
 
-def sound_loss(tower: Any, heads: SoundHeads, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+def audio_loss(tower: Any, heads: AudioHeads, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
     """Return the dense loss of a batch of 2-second blocks and the accuracies worth watching."""
     tokens = arch.audio_forward(tower, batch["mel"].to(_dtype(tower)))
     digit, sound = heads.digit(tokens), heads.sound(tokens)
@@ -112,13 +112,13 @@ def sound_loss(tower: Any, heads: SoundHeads, batch: dict[str, Tensor]) -> tuple
     )
     at_centre = batch["centre"] > 0
     rings = batch["sound"] != data.NO_SOUND
-    seen = {"speech": float(((heads.speech(tokens).squeeze(-1) > 0) == (batch["speech"] > 0)).float().mean())}
+    metrics = {"speech": float(((heads.speech(tokens).squeeze(-1) > 0) == (batch["speech"] > 0)).float().mean())}
     if bool(at_centre.any()):
-        seen["centre_digit"] = float((digit.argmax(-1)[at_centre] == batch["digit"][at_centre]).float().mean())
-        seen["centre_found"] = float((heads.centre(tokens).squeeze(-1)[at_centre] > 0).float().mean())
+        metrics["centre_digit"] = float((digit.argmax(-1)[at_centre] == batch["digit"][at_centre]).float().mean())
+        metrics["centre_found"] = float((heads.centre(tokens).squeeze(-1)[at_centre] > 0).float().mean())
     if bool(rings.any()):
-        seen["sound"] = float((sound.argmax(-1)[rings] == batch["sound"][rings]).float().mean())
-    return loss, seen
+        metrics["sound"] = float((sound.argmax(-1)[rings] == batch["sound"][rings]).float().mean())
+    return loss, metrics
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
@@ -126,9 +126,15 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 
 def train_tower(
-    module: nn.Module, heads: nn.Module, stages: list[tuple[str, int, IterableDataset, float, Callable[[dict], Any]]],
-    folder: Path, name: str, *, workers: int = 1, log: Callable[[str], None] = print,
-) -> None:  # fmt: skip
+    module: nn.Module,
+    heads: nn.Module,
+    stages: list[tuple[str, int, IterableDataset, float, Callable[[dict], Any]]],
+    folder: Path,
+    name: str,
+    *,
+    workers: int = 1,
+    log: Callable[[str], None] = print,
+) -> None:
     """Train a tower with its heads through stages ``(stage, steps, dataset, peak lr, loss of a batch)``; resumable.
 
     Checkpoints go to ``folder/name.pt`` every 200 steps; a finished stage is not run again.
@@ -143,32 +149,32 @@ def train_tower(
         if first >= steps:
             continue
         loader = iter(DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
-        seen: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         clock = time.perf_counter()
         for step in range(first, steps):
             loss, values = loss_of(next(loader))
             loss.backward()
             optimiser.step(peak * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * max(0.0, 1 - step / steps)))
             for k, v in {"loss": float(loss.detach()), **values}.items():
-                seen[k] = seen.get(k, v) * 0.95 + v * 0.05
+                metrics[k] = metrics.get(k, v) * 0.95 + v * 0.05
             if (step + 1) % 50 == 0:
                 rate = 50 / (time.perf_counter() - clock)
                 clock = time.perf_counter()
-                shown = " ".join(f"{k} {v:.3f}" for k, v in seen.items())
+                shown = " ".join(f"{k} {v:.3f}" for k, v in metrics.items())
                 log(f"{name}/{stage} {step + 1}/{steps} {shown} ({rate:.1f} steps/s)")
             if (step + 1) % 200 == 0 or step + 1 == steps:
                 done[stage] = step + 1
-                save_checkpoint(path, both, optimiser, {"done": done, "seen": seen})
+                save_checkpoint(path, both, optimiser, {"done": done, "seen": metrics})
 
 
-def picture_stages(visual: Any, heads: PictureHeads, seed: int, scale: float) -> list[Any]:
+def video_stages(visual: Any, heads: VideoHeads, seed: int, scale: float) -> list[Any]:
     """Return the curriculum: easy crops, crops in full variety, whole pairs."""
 
     def crops(batch: dict) -> Any:
-        return picture_loss(visual, heads, batch, whole=False)
+        return video_loss(visual, heads, batch, whole=False)
 
     def whole(batch: dict) -> Any:
-        return picture_loss(visual, heads, batch, whole=True)
+        return video_loss(visual, heads, batch, whole=True)
 
     return [
         ("easy", int(400 * scale), data.Pairs(64, seed, caption=0.97, hard=0.0, crop=4), 1.2e-3, crops),
@@ -178,10 +184,10 @@ def picture_stages(visual: Any, heads: PictureHeads, seed: int, scale: float) ->
     ]
 
 
-def sound_stages(tower: Any, heads: SoundHeads, seed: int, scale: float) -> list[Any]:
+def audio_stages(tower: Any, heads: AudioHeads, seed: int, scale: float) -> list[Any]:
     """Return the curriculum of the sound tower: one stage in full variety."""
 
     def loss(batch: dict) -> Any:
-        return sound_loss(tower, heads, batch)
+        return audio_loss(tower, heads, batch)
 
     return [("blocks", int(3000 * scale), data.Blocks(64, seed + 3), 1e-3, loss)]

@@ -94,7 +94,7 @@ def _event_wave(film: Film, index: int) -> np.ndarray:
     return film.waves[index]
 
 
-def render_sound(film: Film, start_s: float, end_s: float) -> np.ndarray:
+def render_audio(film: Film, start_s: float, end_s: float) -> np.ndarray:
     """Render the film's sound between two seconds: (n,) float32, 16 kHz mono."""
     first, last = round(start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
     out = np.random.default_rng([film.seed, 17, first]).normal(0, film.hiss, last - first).astype(np.float32)

@@ -16,6 +16,7 @@ from omnicli import pipeline
 from omnicli.bench import needle as needles
 from omnicli.bench import needle_film, needle_plot, needle_run
 from omnicli.bench.needle import MODALITIES, Grid, Needle
+from omnicli.bench.needle_journal import Journal
 from omnicli.config.config import load_config
 from omnicli.config.settings import MediaConfig
 from omnicli.encode.film import load_film
@@ -150,8 +151,8 @@ def test_a_needle_over_the_loudest_moment_lowers_the_maximum_exactly(film, model
     depth = 9.0 / (12.5 - 3.0)  # over seconds 9 to 12
     spoken, begin, end = needles.speak(samples, -45.0, depth, needle)
     hay.lufs = -45.0
-    change = hay.blocks.change(prefix.sound, spoken, begin, end)
-    assert change.maximum < prefix.sound.maximum - 0.5
+    change = hay.blocks.change(prefix.audio, spoken, begin, end)
+    assert change.maximum < prefix.audio.maximum - 0.5
     with prefix.with_needle("audio", depth, needle):
         same(prefix.clip.tokens, encoded(hay, frames, times, spoken, 12.5))
 
@@ -159,9 +160,9 @@ def test_a_needle_over_the_loudest_moment_lowers_the_maximum_exactly(film, model
 def test_a_needle_costs_only_what_it_touches(film, model, monkeypatch):
     hay = haystack(film, model, durations=(12.5,))
     prefix, lengths = hay.prefix(12.5), []
-    sound, picture = model.encode_sound_windows, model.encode_video
+    sound, picture = model.encode_audio_windows, model.encode_video
     monkeypatch.setattr(
-        model, "encode_sound_windows", lambda w, *rest: (lengths.append(w.shape[0]), sound(w, *rest))[1]
+        model, "encode_audio_windows", lambda w, *rest: (lengths.append(w.shape[0]), sound(w, *rest))[1]
     )
     monkeypatch.setattr(model, "encode_video", lambda f, c=frozenset(): (lengths.append(len(f)), picture(f, c))[1])
     with prefix.with_needle("vision", 0.5, Needle("482913", 5)):
@@ -186,11 +187,11 @@ def test_a_family_of_unknown_windows_is_encoded_in_whole(film, model, monkeypatc
 
 def test_sound_block_statistics_are_those_of_the_whole(film, model):
     hay = haystack(film, model, durations=(12.5,))
-    samples = hay.sound.samples
-    assert hay.sound.maximum == pytest.approx(model.measure_log_mel_max([samples]), abs=1e-6)
+    samples = hay.audio.samples
+    assert hay.audio.maximum == pytest.approx(model.measure_log_mel_max([samples]), abs=1e-6)
     blocks = hay.blocks
     for n in (32_000, 32_020, 31_990, 64_000, 100_001, 159):
-        part = blocks.prefix(hay.sound, n)
+        part = blocks.prefix(hay.audio, n)
         assert part.maximum == pytest.approx(model.measure_log_mel_max([samples[:n]]), abs=1e-6), n
         alone = blocks.encode(samples[:n])
         torch.testing.assert_close(part.encoded.features, alone.encoded.features, rtol=0, atol=1e-5)
@@ -311,18 +312,18 @@ GRID = Grid((8.0, 12.5), (0.0, 1.0), needles=1)
 
 
 def a_run(film, model, contenders, journal=None, grid=GRID):
-    return needle_run.Run(grid, contenders, [source(film)], journal or needle_run.Journal(None, {}), lambda: model)
+    return needle_run.Run(grid, contenders, [source(film)], journal or Journal(None, {}), lambda: model)
 
 
 def test_a_run_asks_every_cell_and_resumes(film, model, tmp_path):
     path = tmp_path / "journal.jsonl"
     contenders = [contender("full", "full", up_to_s=8.0), contender("random")]
     told = []
-    run = a_run(film, model, contenders, needle_run.Journal(path, {"a": 1.5}))
+    run = a_run(film, model, contenders, Journal(path, {"a": 1.5}))
     run.tell = lambda *args: told.append(args)
     run.run()
     with pytest.raises(UsageError, match="another omni"):
-        needle_run.Journal(path, {"a": 1.5})
+        Journal(path, {"a": 1.5})
     run.journal.close()
     report = run.report()
     assert [t[:2] for t in told] == [(i, 12) for i in range(12)]
@@ -337,7 +338,7 @@ def test_a_run_asks_every_cell_and_resumes(film, model, tmp_path):
     assert len(lines) == 13
 
     path.write_text("\n".join(lines[:8]) + '\n{"haystack": 0, "pre')  # stopped while writing
-    again = a_run(film, model, contenders, needle_run.Journal(path, {"a": 1.5}))
+    again = a_run(film, model, contenders, Journal(path, {"a": 1.5}))
     asked = []
     again.tell = lambda *args: asked.append(args)
     again.run()
@@ -348,20 +349,20 @@ def test_a_run_asks_every_cell_and_resumes(film, model, tmp_path):
         return [{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in rows]
 
     assert timeless(path.read_text().splitlines()) == timeless(lines)
-    nothing = a_run(film, None, contenders, needle_run.Journal(path, {"a": 1.5}))
+    nothing = a_run(film, None, contenders, Journal(path, {"a": 1.5}))
     nothing.run()  # needs no model: everything is there
     assert nothing.report()["cells"] == report["cells"]
     nothing.journal.close()
 
     with pytest.raises(UsageError, match="other a"):
-        needle_run.Journal(path, {"a": 2})
+        Journal(path, {"a": 2})
     (tmp_path / "other").write_text("hello\n")
     with pytest.raises(UsageError, match="line 1 is no row"):
-        needle_run.Journal(tmp_path / "other", {})
+        Journal(tmp_path / "other", {})
     assert (tmp_path / "other").read_text() == "hello\n"
     (tmp_path / "other").write_text('{"a": 1}\n')
     with pytest.raises(UsageError, match="no needle journal"):
-        needle_run.Journal(tmp_path / "other", {})
+        Journal(tmp_path / "other", {})
     assert (tmp_path / "other").read_text() == '{"a": 1}\n'
 
 
@@ -533,7 +534,7 @@ def test_wrong_use_is_one_line(omni, film, tiny_model, tmp_path_factory, argv, c
 def test_a_wider_run_asks_only_what_the_journal_lacks(film, model, tmp_path):
     path = tmp_path / "journal.jsonl"
     small = Grid((8.0,), (0.0,), needles=1)
-    run = a_run(film, model, [contender("random"), contender("gone", "full")], needle_run.Journal(path, {}), small)
+    run = a_run(film, model, [contender("random"), contender("gone", "full")], Journal(path, {}), small)
     run.run()
     run.journal.close()
     changed = contender("random", "random-10", "random.retention=0.5")
@@ -544,7 +545,7 @@ def test_a_wider_run_asks_only_what_the_journal_lacks(film, model, tmp_path):
         ([contender("gone", "full")], small, 0),
     ):
         before = len(path.read_text().splitlines())
-        run = a_run(film, model, contenders, needle_run.Journal(path, {}), grid)
+        run = a_run(film, model, contenders, Journal(path, {}), grid)
         run.run()
         run.journal.close()
         assert len(path.read_text().splitlines()) - before == new

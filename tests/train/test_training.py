@@ -36,7 +36,7 @@ def test_batched_picture_pass_equals_the_adapter(model, adapter):
 
 @torch.no_grad()
 def test_batched_sound_pass_and_mel_equal_the_adapter(model, adapter):
-    wave, _ = data.sound_stretch(np.random.default_rng(0), speech.TRAIN_VOICES[:1])
+    wave, _ = data.audio_stretch(np.random.default_rng(0), speech.TRAIN_VOICES[:1])
     raw = data.raw_log_mel(torch.from_numpy(wave)[None])
     mel = data.floor_log_mel(raw, raw.amax((1, 2), keepdim=True))[0]
     tokens = arch.audio_forward(model.model.audio_tower, mel.unflatten(1, (-1, 200)).transpose(0, 1)).flatten(0, 1)
@@ -66,7 +66,7 @@ def test_picture_labels_fit_the_picture():
     rng = np.random.default_rng(3)
     captioned = 0
     for _ in range(30):
-        pair, labels = data.picture_pair(rng, caption=0.7)
+        pair, labels = data.frame_pair(rng, caption=0.7)
         assert pair.shape == (2, arch.HEIGHT, arch.WIDTH, 3) and pair.dtype == np.uint8
         on = labels.patch_digit != data.NO_DIGIT
         assert (labels.number[0] >= 0) == on.any()
@@ -80,7 +80,7 @@ def test_picture_labels_fit_the_picture():
 def test_sound_labels_fit_the_sound():
     rng = np.random.default_rng(4)
     for _ in range(5):
-        wave, labels = data.sound_stretch(rng, speech.TRAIN_VOICES[:2])
+        wave, labels = data.audio_stretch(rng, speech.TRAIN_VOICES[:2])
         assert len(wave) == 8 * speech.SAMPLE_RATE and np.abs(wave).max() <= 1
         assert (labels.digit[labels.centre > 0] != data.NO_DIGIT).all()
         assert (labels.speech[labels.digit != data.NO_DIGIT] == 1).all()
@@ -163,19 +163,19 @@ def test_gradients_reach_all_four_projections(model, pool):
 
 def test_a_tower_learns_and_resumes(tmp_path):
     model = arch.build_model(2).to(torch.bfloat16)
-    heads = pocket_towers.SoundHeads().to(torch.bfloat16)
+    heads = pocket_towers.AudioHeads().to(torch.bfloat16)
     tower = model.model.audio_tower
     source = data.Blocks(8, 1, speech.TRAIN_VOICES[:1])
 
     def stage(steps):
-        return [("blocks", steps, source, 1e-3, lambda batch: pocket_towers.sound_loss(tower, heads, batch))]
+        return [("blocks", steps, source, 1e-3, lambda batch: pocket_towers.audio_loss(tower, heads, batch))]
 
     lines: list[str] = []
     pocket_towers.train_tower(tower, heads, stage(2), tmp_path, "sounds", workers=0, log=lines.append)
     saved = torch.load(tmp_path / "sounds.pt", weights_only=True)
     assert saved["done"] == {"blocks": 2}
     again = arch.build_model(5).to(torch.bfloat16).model.audio_tower
-    heads_again = pocket_towers.SoundHeads().to(torch.bfloat16)
+    heads_again = pocket_towers.AudioHeads().to(torch.bfloat16)
     both = torch.nn.ModuleDict({"tower": again, "heads": heads_again})
     state = load_checkpoint(tmp_path / "sounds.pt", both, MasterAdamW(both.named_parameters(), 1e-3))
     assert state["done"] == {"blocks": 2}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omnicli.train import scene, script, speech, world
-from omnicli.train.soundscape import render_sound
+from omnicli.train.soundscape import render_audio
 
 
 def film(seed: int = 3, seconds: float = 60.0, **options) -> script.Film:
@@ -17,7 +17,7 @@ def test_the_same_seed_gives_the_same_film_picture_and_sound():
     a, b = film(), film()
     assert a.events == b.events and a.questions == b.questions
     assert np.array_equal(scene.render_frame(a, 7.25, 196, 112), scene.render_frame(b, 7.25, 196, 112))
-    assert np.array_equal(render_sound(a, 3.0, 9.0), render_sound(b, 3.0, 9.0))
+    assert np.array_equal(render_audio(a, 3.0, 9.0), render_audio(b, 3.0, 9.0))
     assert film(4).questions != a.questions
 
 

@@ -73,8 +73,10 @@ def info(json_out: opt.JsonFlag = False, verbose: opt.VerboseFlag = False) -> No
     if json_out:
         render.print_json(facts)
         return
-    rows = [(key.replace("_", " "), show_size(v) if key in ("size", "limit", "disk_free") else str(v))
-            for key, v in facts.items()]  # fmt: skip
+    rows = [
+        (key.replace("_", " "), show_size(v) if key in ("size", "limit", "disk_free") else str(v))
+        for key, v in facts.items()
+    ]
     render.write_text(render.table(rows) + "\n")
 
 

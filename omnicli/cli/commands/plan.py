@@ -69,11 +69,17 @@ def describe(plan: Plan, found: list[Change]) -> list[str]:
         ("frames", f"{m.frames:,} of {m.width} x {m.height}" if m.frames else "none"),
         ("picture tokens", f"{v:,} encoded, {kv:,} kept"),
         ("sound tokens", f"{a:,} encoded, {ka:,} kept"),
-        ("largest position", f"{plan.position:,}{scaled}, trained up to {plan.trained:,}"
-         + (" (beyond it)" if plan.position >= plan.trained else "")),
-        ("weights", f"{show(plan.parts['weights'])} in {plan.dtype}"
-         + (f", the LLM's layers in {plan.quantize}" if plan.quantize != "none" else "")
-         + (f"; {show(plan.parts['encoder_weights'])} of the encoders in turn with the LLM" if plan.offload else "")),
+        (
+            "largest position",
+            f"{plan.position:,}{scaled}, trained up to {plan.trained:,}"
+            + (" (beyond it)" if plan.position >= plan.trained else ""),
+        ),
+        (
+            "weights",
+            f"{show(plan.parts['weights'])} in {plan.dtype}"
+            + (f", the LLM's layers in {plan.quantize}" if plan.quantize != "none" else "")
+            + (f"; {show(plan.parts['encoder_weights'])} of the encoders in turn with the LLM" if plan.offload else ""),
+        ),
         ("encoders, working", show(plan.parts["encoders"])),
         ("encoded tokens", show(plan.parts["tokens"])),
         ("kept tokens, copied", show(plan.parts["kept"])),
@@ -81,7 +87,7 @@ def describe(plan: Plan, found: list[Change]) -> list[str]:
         ("prefill, working", show(plan.parts["prefill"])),
         ("frames waiting", show(plan.parts["frames"])),
         ("decoding, estimate", f"{plan.decode_cpu_s:.0f} s of CPU time"),
-    ]  # fmt: skip
+    ]
     for where, peak in (("host", plan.host), ("device", plan.device)):
         if peak is not None:
             left = free[where]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from omnicli.bench import needle_sound
+from omnicli.bench import needle_audio
 from omnicli.compress.methods.omnisift import OmniSIFT
 from omnicli.errors import ModelError
 from omnicli.llm.decode import DecodeOptions, generate
@@ -322,14 +322,14 @@ def _seen(length):
 @torch.inference_mode()
 def test_blocks_of_thirty_seconds_are_independent_of_the_rest(omni):
     samples = tiny.sound(95.0)
-    blocks = needle_sound.SoundBlocks(omni, BOTH)
+    blocks = needle_audio.AudioBlocks(omni, BOTH)
     assert blocks.audio_block == omni.audio_block and omni.audio_block.seconds == 30
     sound = blocks.encode(samples)
     other = samples.copy()
     other[40 * RATE : 42 * RATE] = 3 * tiny.sound(2.0, seed=5)
     change = blocks.change(sound, other, 40 * RATE, 42 * RATE)
     for at, piece in change.pieces:
-        needle_sound.overwrite(sound.encoded, at, piece)
+        needle_audio.overwrite(sound.encoded, at, piece)
     anew = blocks.encode(other).encoded
     for name in ("features", "saliency", "keys"):
         assert torch.equal(getattr(sound.encoded, name), getattr(anew, name)), name

@@ -27,7 +27,7 @@ _ROUNDING = 1e-6  # decades: a value this near to a floor counts as below it
 
 
 @dataclass(frozen=True)
-class Sound:
+class AudioTokens:
     """A clip's sound, 16 kHz mono, and what the model made of it.
 
     Attributes
@@ -58,7 +58,7 @@ class Change:
     maximum: float
 
 
-class SoundBlocks:
+class AudioBlocks:
     """Encodes sounds of one model with one set of captures.
 
     Parameters
@@ -82,29 +82,29 @@ class SoundBlocks:
             self._block = round(self.audio_block.seconds * SAMPLE_RATE)
 
     @torch.inference_mode()
-    def encode(self, samples: np.ndarray, progress: Callable[[float], None] = lambda done_s: None) -> Sound:
+    def encode(self, samples: np.ndarray, progress: Callable[[float], None] = lambda done_s: None) -> AudioTokens:
         """Encode a whole sound (n,) float32, n at least 1. ``progress(done_s)``: seconds encoded so far."""
         high, low = self._range(samples, 0, self._count(samples))
         maximum = float(high.max())
         encoded = self._encode(samples, 0, self._count(samples), maximum, progress)
-        return Sound(samples, encoded, high, low, maximum)
+        return AudioTokens(samples, encoded, high, low, maximum)
 
     @torch.inference_mode()
-    def prefix(self, sound: Sound, n: int) -> Sound:
+    def prefix(self, audio: AudioTokens, n: int) -> AudioTokens:
         """Return the first ``n`` samples as if nothing had ever followed them."""
-        if n >= len(sound.samples):
-            return sound
-        samples = sound.samples[:n]
-        change = self.change(sound, samples, n, len(sound.samples))
+        if n >= len(audio.samples):
+            return audio
+        samples = audio.samples[:n]
+        change = self.change(audio, samples, n, len(audio.samples))
         *inner, (begin, last) = change.pieces  # the last one reaches the end
-        old = sound.encoded
+        old = audio.encoded
         encoded = join([cut(old, 0, begin), last], old)
         for at, piece in inner:
             overwrite(encoded, at, piece)
-        return Sound(samples, encoded, change.high, change.low, change.maximum)
+        return AudioTokens(samples, encoded, change.high, change.low, change.maximum)
 
     @torch.inference_mode()
-    def change(self, sound: Sound, samples: np.ndarray, begin: int, end: int) -> Change:
+    def change(self, audio: AudioTokens, samples: np.ndarray, begin: int, end: int) -> Change:
         """Encode what differs when ``samples`` stand in place of the sound's.
 
         Parameters
@@ -117,13 +117,13 @@ class SoundBlocks:
         blocks = self._count(samples)
         first = max(0, begin - _MARGIN) // self._block
         last = min(blocks, (end + _MARGIN) // self._block + 1)
-        high, low = sound.high[:blocks].copy(), sound.low[:blocks].copy()
+        high, low = audio.high[:blocks].copy(), audio.low[:blocks].copy()
         high[first:last], low[first:last] = self._range(samples, first, last)
         maximum = float(high.max())
         anew = np.zeros(blocks, bool)
         anew[first:last] = True
-        if maximum != sound.maximum:
-            anew |= low < max(maximum, sound.maximum) - DYNAMIC_RANGE + _ROUNDING
+        if maximum != audio.maximum:
+            anew |= low < max(maximum, audio.maximum) - DYNAMIC_RANGE + _ROUNDING
         pieces = [(a * self._tokens, self._encode(samples, a, b, maximum)) for a, b in _runs(anew)]
         return Change(tuple(pieces), high, low, maximum)
 
