@@ -1,6 +1,6 @@
 PYTHON ?= .venv/bin/python
 
-.PHONY: install check test docs scores clean
+.PHONY: install check test docs site scores clean
 
 install:  ## make .venv and install omni with everything needed to work on it
 	python3 -m venv .venv
@@ -17,6 +17,9 @@ test:
 
 docs:  ## regenerate the pages that are made from the code
 	$(PYTHON) docs/generate.py
+
+site:  ## build the site from docs/ into build/site; fetches nothing
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 EVAL = $(PYTHON) -m omnicli.train.pocket_eval --card omnicli/models/pocket/card.json --ask "What number" \
 	--ask "What is the secret"
