@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import subprocess
@@ -31,6 +32,13 @@ class Result:
         assert len(lines) == 1, self.err
         assert lines[0].startswith("omni: ")
         return lines[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settled_heap() -> None:
+    """Take what is there by now, libraries above all, out of garbage collections: they are half of what a run takes."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import wave
+from dataclasses import astuple
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,13 @@ from tests.support import tiny, tiny_qwen3
 RATE = 16_000
 SECONDS = 13
 DURATIONS = (5.0, 8.0, 12.5)
-CAPTURES = [frozenset(), frozenset({"saliency", "keys"}), frozenset({"pair_saliency"})]
+NONE, BOTH, PAIRS = frozenset(), frozenset({"saliency", "keys"}), frozenset({"pair_saliency"})
+CASES = [  # every capture once, and each family at every duration: their sound blocks are of 2 and of 8 seconds
+    pytest.param(tiny, BOTH, DURATIONS, id="qwen2-5-omni-keys+saliency"),
+    pytest.param(tiny, PAIRS, (5.0, 12.5), id="qwen2-5-omni-pair_saliency"),
+    pytest.param(tiny_qwen3, NONE, DURATIONS, id="qwen3-omni-moe-plain"),
+    pytest.param(tiny_qwen3, BOTH, (12.5,), id="qwen3-omni-moe-keys+saliency"),
+]
 
 
 def write(path: Path, *, sound: bool = True, pictures: bool = True, seconds: float = SECONDS) -> Path:
@@ -55,17 +62,33 @@ def film(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("needle") / "film.mp4")
 
 
-@pytest.fixture(scope="module", params=[tiny, tiny_qwen3], ids=["qwen2-5-omni", "qwen3-omni-moe"])
-def model(request):
-    return request.param.model()
+MODELS = {family: cache(family.model) for family in (tiny, tiny_qwen3)}
+
+
+@pytest.fixture(params=[tiny, tiny_qwen3], ids=["qwen2-5-omni", "qwen3-omni-moe"])
+def either(request):
+    """Return each family's model in turn, where what is tested depends on its blocks."""
+    return MODELS[request.param]()
+
+
+@pytest.fixture
+def model():
+    """Return one model, where what is tested does not depend on the family."""
+    return MODELS[tiny]()
 
 
 def burst(seconds: float, level: float, seed: int = 9) -> np.ndarray:
     return (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE)) / 3).astype(np.float32)
 
 
-def haystack(film, model, capture=frozenset(), durations=DURATIONS, **grid):
+def haystack(film, model, capture=NONE, durations=DURATIONS, **grid):
     return needle_film.Haystack(probe(film), model, Grid(durations, (0.0, 0.5, 1.0), **grid), capture=capture)
+
+
+@pytest.fixture(scope="module")
+def encoded_once(film):
+    """Return a function that gives the haystack of a family and a capture, encoded once."""
+    return cache(lambda family, capture: haystack(film, MODELS[family](), capture))
 
 
 def decoded(hay, duration_s):
@@ -92,12 +115,12 @@ def same(tokens, expected, tolerance=1e-5):
             torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("capture", CAPTURES, ids=lambda c: "+".join(sorted(c)) or "plain")
-def test_prefixes_equal_looking_at_the_first_seconds_alone(film, model, capture):
-    hay = haystack(film, model, capture)
-    for duration_s in DURATIONS:
+@pytest.mark.parametrize(("family", "capture", "durations"), CASES)
+def test_prefixes_equal_looking_at_the_first_seconds_alone(film, encoded_once, family, capture, durations):
+    hay = encoded_once(family, capture)
+    for duration_s in durations:
         settings = MediaConfig(fps=needles.FPS, end=duration_s)
-        alone = load_film(film, settings, capture, model).media
+        alone = load_film(film, settings, capture, hay.model).media
         prefix = hay.prefix(duration_s)
         same(prefix.clip.tokens, alone.clip.tokens)
         assert prefix.clip.next_position == alone.clip.next_position
@@ -105,46 +128,46 @@ def test_prefixes_equal_looking_at_the_first_seconds_alone(film, model, capture)
         assert prefix.film.media.used.frames == alone.used.frames
 
 
-@pytest.mark.parametrize("capture", CAPTURES, ids=lambda c: "+".join(sorted(c)) or "plain")
-@pytest.mark.parametrize("duration_s", DURATIONS)
-def test_a_spliced_caption_equals_one_drawn_before_encoding(film, model, capture, duration_s):
-    hay = haystack(film, model, capture)
-    prefix = hay.prefix(duration_s)
-    frames, times, samples = decoded(hay, duration_s)
-    before = prefix.clip.tokens.features.clone()
-    for depth in (0.0, 0.5, 1.0):
-        needle = Needle("482913", 5)
-        index = needles.caption_frame(len(frames), depth)
-        drawn = frames.copy()
-        drawn[index] = needle.drawn(frames[index])
-        with prefix.with_needle("vision", depth, needle) as at_s:
-            same(prefix.clip.tokens, encoded(hay, drawn, times, samples, duration_s))
-            assert not torch.equal(prefix.clip.tokens.features, before)
-        assert at_s == times[index]
-        assert torch.equal(prefix.clip.tokens.features, before), "what was there has to come back"
+@pytest.mark.parametrize(("family", "capture", "durations"), CASES)
+def test_a_spliced_caption_equals_one_drawn_before_encoding(encoded_once, family, capture, durations):
+    hay = encoded_once(family, capture)
+    for duration_s in durations:
+        prefix = hay.prefix(duration_s)
+        frames, times, samples = decoded(hay, duration_s)
+        before = prefix.clip.tokens.features.clone()
+        for depth in (0.0, 1.0) if duration_s == 12.5 else (0.5,):
+            needle = Needle("482913", 5)
+            index = needles.caption_frame(len(frames), depth)
+            drawn = frames.copy()
+            drawn[index] = needle.drawn(frames[index])
+            with prefix.with_needle("vision", depth, needle) as at_s:
+                same(prefix.clip.tokens, encoded(hay, drawn, times, samples, duration_s))
+                assert not torch.equal(prefix.clip.tokens.features, before)
+            assert at_s == times[index]
+            assert torch.equal(prefix.clip.tokens.features, before), "what was there has to come back"
 
 
-@pytest.mark.parametrize("capture", CAPTURES[:2], ids=lambda c: "+".join(sorted(c)) or "plain")
-@pytest.mark.parametrize("duration_s", DURATIONS)
-@pytest.mark.parametrize("lufs", [-30.0, 3.0], ids=["quiet", "louder than all"])
-def test_a_spliced_sentence_equals_one_written_into_the_samples(film, model, capture, duration_s, lufs):
-    hay = haystack(film, model, capture)
-    hay.lufs = lufs  # a needle that raises the clip's maximum is no local change
-    prefix = hay.prefix(duration_s)
-    frames, times, samples = decoded(hay, duration_s)
-    before = prefix.clip.tokens.features.clone()
-    for depth in (0.0, 0.37, 1.0):
-        needle = Needle("482913", 5, burst(2.3, 0.3))
-        spoken, begin, _ = needles.speak(samples, lufs, depth, needle)
-        with prefix.with_needle("audio", depth, needle) as at_s:
-            same(prefix.clip.tokens, encoded(hay, frames, times, spoken, duration_s))
-            assert not torch.equal(prefix.clip.tokens.features, before)
-        assert at_s == begin / RATE
-        assert torch.equal(prefix.clip.tokens.features, before)
+@pytest.mark.parametrize(("family", "capture", "durations"), [case for case in CASES if PAIRS not in case.values])
+def test_a_spliced_sentence_equals_one_written_into_the_samples(encoded_once, monkeypatch, family, capture, durations):
+    """Quiet, and louder than all, which raises the clip's maximum and is no local change."""
+    hay = encoded_once(family, capture)
+    for duration_s in durations:
+        prefix = hay.prefix(duration_s)
+        frames, times, samples = decoded(hay, duration_s)
+        before = prefix.clip.tokens.features.clone()
+        for lufs, depth in ((-30.0, 0.0), (-30.0, 0.37), (3.0, 0.37), (3.0, 1.0)):
+            monkeypatch.setattr(hay, "lufs", lufs)
+            needle = Needle("482913", 5, burst(2.3, 0.3))
+            spoken, begin, _ = needles.speak(samples, lufs, depth, needle)
+            with prefix.with_needle("audio", depth, needle) as at_s:
+                same(prefix.clip.tokens, encoded(hay, frames, times, spoken, duration_s))
+                assert not torch.equal(prefix.clip.tokens.features, before)
+            assert at_s == begin / RATE
+            assert torch.equal(prefix.clip.tokens.features, before)
 
 
-def test_a_needle_over_the_loudest_moment_lowers_the_maximum_exactly(film, model):
-    hay = haystack(film, model, durations=(12.5,))
+def test_a_needle_over_the_loudest_moment_lowers_the_maximum_exactly(film, either):
+    hay = haystack(film, either, durations=(12.5,))
     prefix = hay.prefix(12.5)
     frames, times, samples = decoded(hay, 12.5)
     needle = Needle("482913", 5, burst(3.0, 0.05))
@@ -157,14 +180,14 @@ def test_a_needle_over_the_loudest_moment_lowers_the_maximum_exactly(film, model
         same(prefix.clip.tokens, encoded(hay, frames, times, spoken, 12.5))
 
 
-def test_a_needle_costs_only_what_it_touches(film, model, monkeypatch):
-    hay = haystack(film, model, durations=(12.5,))
+def test_a_needle_costs_only_what_it_touches(film, either, monkeypatch):
+    hay = haystack(film, either, durations=(12.5,))
     prefix, lengths = hay.prefix(12.5), []
-    sound, picture = model.encode_audio_windows, model.encode_video
+    sound, picture = either.encode_audio_windows, either.encode_video
     monkeypatch.setattr(
-        model, "encode_audio_windows", lambda w, *rest: (lengths.append(w.shape[0]), sound(w, *rest))[1]
+        either, "encode_audio_windows", lambda w, *rest: (lengths.append(w.shape[0]), sound(w, *rest))[1]
     )
-    monkeypatch.setattr(model, "encode_video", lambda f, c=frozenset(): (lengths.append(len(f)), picture(f, c))[1])
+    monkeypatch.setattr(either, "encode_video", lambda f, c=frozenset(): (lengths.append(len(f)), picture(f, c))[1])
     with prefix.with_needle("vision", 0.5, Needle("482913", 5)):
         assert lengths == [2], "one frame pair"
     lengths.clear()
@@ -185,14 +208,14 @@ def test_a_family_of_unknown_windows_is_encoded_in_whole(film, model, monkeypatc
             same(prefix.clip.tokens, encoded(hay, frames, times, spoken, duration_s))
 
 
-def test_sound_block_statistics_are_those_of_the_whole(film, model):
-    hay = haystack(film, model, durations=(12.5,))
+def test_sound_block_statistics_are_those_of_the_whole(film, either):
+    hay = haystack(film, either, durations=(12.5,))
     samples = hay.audio.samples
-    assert hay.audio.maximum == pytest.approx(model.measure_log_mel_max([samples]), abs=1e-6)
+    assert hay.audio.maximum == pytest.approx(either.measure_log_mel_max([samples]), abs=1e-6)
     blocks = hay.blocks
     for n in (32_000, 32_020, 31_990, 64_000, 100_001, 159):
         part = blocks.prefix(hay.audio, n)
-        assert part.maximum == pytest.approx(model.measure_log_mel_max([samples[:n]]), abs=1e-6), n
+        assert part.maximum == pytest.approx(either.measure_log_mel_max([samples[:n]]), abs=1e-6), n
         alone = blocks.encode(samples[:n])
         torch.testing.assert_close(part.encoded.features, alone.encoded.features, rtol=0, atol=1e-5)
         np.testing.assert_allclose(part.low, alone.low, atol=1e-6)
@@ -441,55 +464,34 @@ def test_heat_maps_without_matplotlib_name_the_extra(tmp_path, monkeypatch):
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def omni(capsys, monkeypatch, tmp_path):
-    from omnicli.cli.main import run
-
-    for name in [n for n in os.environ if n.startswith("OMNI_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
-
-    def call(*argv):
-        capsys.readouterr()
-        code = run([str(a) for a in argv])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("model") / "tiny")
-
-
 SMALL = ("--depths", "0,1", "--needles", "1", "--set", "generate.max_new_tokens=2")
 
 
 def test_the_command(omni, film, tiny_model, tmp_path):
     argv = ("needle", film, "--model", tiny_model, "--durations", "8,0:12", *SMALL, "--journal", tmp_path / "j.jsonl")
     argv += ("--preset", "full", "--up-to", "full=8", "--preset", "random-10:random.retention=0.5")
-    code, out, err = omni(*argv)
+    code, out, err = astuple(omni(*argv))
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
     assert rows[0][:3] == ["preset", "modality", "all"]
     assert [row[0] for row in rows[1:]] == ["full", "full"] + ["random-10:random.retention=0.5"] * 2
-    code, out, err = omni(*argv, "--json")
+    code, out, err = astuple(omni(*argv, "--json"))
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["kind"] == "needle" and report["haystacks"][0]["name"] == "film.mp4"
     assert sum(s["total"] for s in report["scores"]) == 12
     before = (tmp_path / "j.jsonl").read_bytes()
-    code, out, err = omni(*argv, "--depths", "0,0.5,1", "--report")
+    code, out, err = astuple(omni(*argv, "--depths", "0,0.5,1", "--report"))
     assert (code, err) == (0, "") and "(3/" not in out and len(out.splitlines()) == 5
     assert (tmp_path / "j.jsonl").read_bytes() == before, "it only tells what is there"
-    code, out, err = omni(*argv, "--seed", "3")
+    code, out, err = astuple(omni(*argv, "--seed", "3"))
     assert (code, out) == (2, "")
     assert err.startswith("omni: --journal") and "other seed" in err and len(err.splitlines()) == 1
 
 
 def test_the_command_makes_its_own_haystack(omni, tiny_model):
     argv = ("needle", "--model", tiny_model, "--durations", "12", *SMALL, "--depths", "1", "--preset", "random-10")
-    code, out, err = omni(*argv, "--json")
+    code, out, err = astuple(omni(*argv, "--json"))
     assert code == 0 and err.splitlines() == ["omni: writing a generated haystack of 12 s"]
     assert sum(s["total"] for s in json.loads(out)["scores"]) == 2
 
@@ -523,7 +525,7 @@ def test_wrong_use_is_one_line(omni, film, tiny_model, tmp_path_factory, argv, c
         path = write(tmp_path_factory.mktemp("one") / f"{first}.{'wav' if first == 'sound' else 'mp4'}", **kind)
     else:
         path = film if first == "film" else first
-    got, out, err = omni("needle", path, *rest, "--model", tiny_model)
+    got, out, err = astuple(omni("needle", path, *rest, "--model", tiny_model))
     lines = [line for line in err.splitlines() if "its own sampling" not in line]
     assert (got, out, len(lines)) == (code, "", 1), err
     assert lines[0].startswith("omni: ")
