@@ -30,8 +30,7 @@ import torch
 from result import add_out, tell
 
 from omnicli.config import registry
-from omnicli.llm.pruning import LayerView
-from omnicli.types import MediaTokens, Modality, Query, Selection
+from omnicli.types import LayerView, MediaTokens, Modality, Query, Selection
 from omnicli.utils import memory
 
 ROWS, COLS, DEPTH, RUNS = 9, 16, 28, 3

@@ -143,6 +143,37 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class LayerView:
+    """What a method sees when it prunes after a layer of the LLM.
+
+    Attributes
+    ----------
+    layer, depth : int
+        The layer just run (0-based), and how many there are.
+    hidden : Tensor (n, D)
+        Hidden states of the media tokens still present, after the layer, on its card: with several cards the other
+        fields may be on another one.
+    attention : Tensor (n,) float32 or None
+        Attention of the prompt's last token to them in this layer, mean over heads; sums to less than 1, text has the
+        rest. Only with ``"last_query_attention"`` or ``"output_attention"`` in the method's ``needs``.
+    media : MediaTokens
+        The tokens still present, as they entered the LLM.
+    entered : (int, int)
+        Video and audio tokens that entered the LLM.
+    encoded : (int, int) or None
+        Those that came out of the encoders; None where another method chose before the LLM.
+    """
+
+    layer: int
+    depth: int
+    hidden: Tensor
+    attention: Tensor | None
+    media: MediaTokens
+    entered: tuple[int, int]
+    encoded: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class MediaUsed:
     """Seconds of picture and sound that were used beside what the file holds, and the pictures' sampling.
 

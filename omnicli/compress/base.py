@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import Self
 
 from omnicli.errors import ConfigError
-from omnicli.types import MediaTokens, Modality, Query, Selection
+from omnicli.types import LayerView, MediaTokens, Modality, Query, Selection
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 MODALITIES = ((Modality.VIDEO, "video"), (Modality.AUDIO, "audio"))
 """Modalities with the names that reports and settings use, in their fixed order."""
+
+LAST_QUERY_ATTENTION = "last_query_attention"
+"""In `Compressor.needs`: the layer's own attention is given in `LayerView.attention`."""
+
+OUTPUT_ATTENTION = "output_attention"
+"""The same, of the layer's projections applied once more to its output, as SEATS's released code takes it."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +100,8 @@ class Compressor:
         """Return the layers (0-based, of ``depth``) after which `prune` is called."""
         return ()
 
-    def prune(self, layer: int, view: Any) -> Tensor:
-        """Return ascending indices (k,) int64 into ``view.media`` of the tokens to keep after ``layer``.
-
-        ``view`` is an `omnicli.llm.pruning.LayerView`.
-        """
+    def prune(self, layer: int, view: LayerView) -> Tensor:
+        """Return ascending indices (k,) int64 into ``view.media`` of the tokens to keep after ``layer``."""
         raise NotImplementedError(f"{self.name} names layers to prune after but has no prune()")
 
     def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
@@ -144,6 +147,13 @@ def everything(tokens: MediaTokens, **report: Any) -> Selection:
     return Selection(indices, report={"budget": counts(tokens), **report})
 
 
+def attention_in(view: LayerView) -> Tensor:
+    """Return the last token's attention (n,) to the media tokens; `ValueError` where ``needs`` did not ask for it."""
+    if view.attention is None:
+        raise ValueError(f"no attention: {LAST_QUERY_ATTENTION} or {OUTPUT_ATTENTION} must be in the method's needs")
+    return view.attention
+
+
 def counts(tokens: MediaTokens) -> dict[str, int]:
     """Return the number of tokens of each modality: ``{"video": n, "audio": m}``."""
     return {name: tokens.count(modality) for modality, name in MODALITIES}
@@ -155,4 +165,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-__all__ = ["MODALITIES", "Compressor", "acts", "counts", "everything"]
+__all__ = [
+    "LAST_QUERY_ATTENTION",
+    "MODALITIES",
+    "OUTPUT_ATTENTION",
+    "Compressor",
+    "acts",
+    "attention_in",
+    "counts",
+    "everything",
+]

@@ -7,7 +7,7 @@ or a share per modality. AVOC uses K = 10240 and 2:1 (arXiv 2606.24286, section 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -185,52 +185,6 @@ def _fill(total: float, room: Tensor, weight: Tensor) -> Tensor:
     return torch.minimum(room, height * weight)
 
 
-def level_repair(shares: Tensor, sizes: Tensor, total: int) -> Tensor:
-    """Bring whole ``shares`` (G,) to ``total`` as SEATS's released loop does one token at a time, in closed form.
-
-    A surplus is taken from the largest share (the first of equal ones; shares of 1 stay), a lack is given to the
-    smallest share that has room (the first of equal ones). Stops where nothing can move. (SEATS, section 3)
-
-    Returns
-    -------
-    Tensor (G,) int64
-        On the CPU.
-    """
-    have, size = shares.to("cpu", torch.int64).clone(), sizes.to("cpu", torch.int64)
-    excess = int(have.sum()) - total
-    if excess > 0:  # cut to a level, then one more from the first at that level
-        low = torch.minimum(have, torch.ones_like(have))
-        level = _level(lambda x: int((have - have.clamp(max=x).maximum(low)).sum()) <= excess, 1, int(have.max()))
-        cut = have.clamp(max=level).maximum(low)
-        rest = excess - int((have - cut).sum())
-        first = torch.nonzero((cut == level) & (cut > 1)).flatten()[:rest]
-        cut[first] -= 1
-        return cut
-    lack = -excess
-    if lack > 0:
-        top = torch.maximum(size, have)
-        grown = lambda x: have.maximum(top.clamp(max=x))  # noqa: E731
-        high = int(top.max()) if top.numel() else 0
-        level = high - _level(lambda x: int((grown(high - x) - have).sum()) <= lack, 0, high)
-        out = grown(level)
-        rest = lack - int((out - have).sum())
-        first = torch.nonzero((out <= level) & (out < top)).flatten()
-        out[first[out[first] == level][:rest]] += 1
-        return out
-    return have
-
-
-def _level(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """Return the smallest x in low..high for which ``fits``, given that it holds from some x on."""
-    while low < high:
-        middle = (low + high) // 2
-        if fits(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
 def intact(budget: Budget, n_video: int, n_audio: int, floor: float = 0.05) -> Budget:
     """Give sound all its tokens and pictures the rest of ``budget``, but pictures at least ``floor`` of theirs.
 
@@ -381,6 +335,6 @@ class Budgeted(Compressor):
 
 
 __all__ = [
-    "DEFAULT_TOKENS", "Budget", "Budgeted", "intact", "largest_remainder", "level_repair", "parse_ratio", "share_of",
+    "DEFAULT_TOKENS", "Budget", "Budgeted", "intact", "largest_remainder", "parse_ratio", "share_of",
     "split_tokens", "spread",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from omnicli.compress.base import Compressor
-from omnicli.types import MediaTokens, Query, Selection
+from omnicli.types import LayerView, MediaTokens, Query, Selection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class Chain(Compressor):
         """Return the second's layers."""
         return self.second.layers(depth)
 
-    def prune(self, layer: int, view: Any) -> Tensor:
+    def prune(self, layer: int, view: LayerView) -> Tensor:
         """Drop as the second does, with what entered the LLM as its whole."""
         return self.second.prune(layer, dataclasses.replace(view, encoded=None))
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from omnicli.compress.base import LAST_QUERY_ATTENTION, OUTPUT_ATTENTION, Compressor
 from omnicli.llm.kv import KVCache
-from omnicli.llm.pruning import LAST_QUERY_ATTENTION, OUTPUT_ATTENTION, LayerPruner, LayerView
-from omnicli.types import MediaTokens, Modality, Selection
+from omnicli.types import LayerView, MediaTokens, Modality, Selection
 from omnicli.utils.attention_recorder import AttentionRecorder
 from omnicli.utils.context import RunContext
 
@@ -96,7 +96,7 @@ class Prefix:
         )
 
 
-def shared_layers(model: OmniModel, media: MediaTokens | None, pruner: LayerPruner | None) -> int:
+def shared_layers(model: OmniModel, media: MediaTokens | None, pruner: Compressor | None) -> int:
     """Return how many layers read a prompt's media as if no question followed.
 
     Raises
@@ -107,7 +107,7 @@ def shared_layers(model: OmniModel, media: MediaTokens | None, pruner: LayerPrun
     return min(_stops(model, media, pruner), default=model.depth - 1) + 1
 
 
-def _stops(model: OmniModel, media: MediaTokens | None, pruner: LayerPruner | None) -> frozenset[int]:
+def _stops(model: OmniModel, media: MediaTokens | None, pruner: Compressor | None) -> frozenset[int]:
     """Return the layers after which media tokens are dropped."""
     if pruner is None or media is None:
         return frozenset()
@@ -148,7 +148,7 @@ def prefill(
     *,
     media_span: slice | None = None,
     media: MediaTokens | None = None,
-    pruner: LayerPruner | None = None,
+    pruner: Compressor | None = None,
     encoded: tuple[int, int] | None = None,
     prefix: Prefix | None = None,
     chunk: int = 2048,
@@ -166,7 +166,7 @@ def prefill(
         Rows of ``embeds`` that are media tokens; None: only text.
     media : MediaTokens
         Those tokens, needed for pruning and for deepstack features.
-    pruner : LayerPruner
+    pruner : Compressor
         Called after ``pruner.layers(depth)``; None or no layers: nothing is pruned.
     encoded : (int, int)
         Picture and sound tokens before any selection, for methods that choose before and inside the LLM; None: those
@@ -289,7 +289,7 @@ class PrunedPrefill:
     chunk: int
     context: RunContext
     stops: frozenset[int]
-    pruner: LayerPruner
+    pruner: Compressor
     media: MediaTokens
     entered: tuple[int, int]
     encoded: tuple[int, int]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from omnicli.compress.base import Compressor
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import PrefillResult, Prefix, prefill, read_prefix, shared_layers
-from omnicli.llm.pruning import LayerPruner
 from omnicli.utils.context import RunContext
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class PrefixCache:
         self,
         prompt: ModelInput,
         media: MediaTokens,
-        pruner: LayerPruner,
+        pruner: Compressor,
         *,
         encoded: tuple[int, int],
         room: int,

@@ -13,7 +13,6 @@ from omnicli.compress.budget import (
     Budgeted,
     intact,
     largest_remainder,
-    level_repair,
     parse_ratio,
     share_of,
     split_tokens,
@@ -122,47 +121,6 @@ def test_alternatives_are_fields():
     names = set(Budgeted.__dataclass_fields__)
     assert all(name in names for group in Budgeted.exclusive_fields for name in group)
     assert parse_ratio("2:1") == (2.0, 1.0) and parse_ratio("0.5 : 1") == (0.5, 1.0)
-
-
-def one_at_a_time(shares, sizes, total):
-    """SEATS's repair loop."""
-    shares = list(shares)
-    while sum(shares) != total:
-        if sum(shares) > total:
-            largest = max((b for b in shares if b > 1), default=None)
-            if largest is None:
-                break
-            shares[shares.index(largest)] -= 1
-        else:
-            open_ = [b for b, n in zip(shares, sizes, strict=True) if b < n]
-            if not open_:
-                break
-            lowest = min(open_)
-            at = next(i for i, b in enumerate(shares) if b == lowest and b < sizes[i])
-            shares[at] += 1
-    return shares
-
-
-def test_repair_in_closed_form_is_the_loop():
-    rng = random.Random(0)
-    moved = 0
-    for _ in range(3000):
-        sizes = [rng.randint(1, 12) for _ in range(rng.randint(1, 9))]
-        shares = [rng.randint(0, n) for n in sizes]
-        total = rng.randint(0, 80)
-        expected = one_at_a_time(shares, sizes, total)
-        assert level_repair(torch.tensor(shares), torch.tensor(sizes), total).tolist() == expected
-        moved += expected != shares
-    assert moved > 2000
-
-
-def test_repair_of_a_thousand_windows_is_the_loop():
-    rng = random.Random(1)
-    sizes = [rng.randint(1, 300) for _ in range(1000)]
-    shares = [rng.randint(1, n) for n in sizes]
-    for total in (sum(shares) - 4000, sum(shares) + 4000):
-        expected = one_at_a_time(shares, sizes, total)
-        assert level_repair(torch.tensor(shares), torch.tensor(sizes), total).tolist() == expected
 
 
 def filled_by_bisection(total, sizes, weights):

@@ -6,14 +6,14 @@ All tokens enter the LLM and its first layers; the share that remains makes the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from omnicli.compress.base import MODALITIES
+from omnicli.compress.base import LAST_QUERY_ATTENTION, MODALITIES, OUTPUT_ATTENTION, attention_in
 from omnicli.compress.budget import PROPORTIONAL
 from omnicli.compress.groups import best
 from omnicli.compress.published import Baseline, Published, reallocated, thinned
 from omnicli.errors import ConfigError
-from omnicli.types import MediaTokens
+from omnicli.types import LayerView
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class FastV(Baseline):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The last query's attention, as the mode defines it."""
-        return frozenset({"output_attention" if self.mode == "official" else "last_query_attention"})
+        return frozenset({OUTPUT_ATTENTION if self.mode == "official" else LAST_QUERY_ATTENTION})
 
     def problems(self) -> list[str]:
         """Return what is wrong with the fields."""
@@ -69,7 +69,7 @@ class FastV(Baseline):
         """Return whether the first layers keep what is dropped after them: in clean mode."""
         return self.mode == "clean"
 
-    def prune(self, layer: int, view: Any) -> Tensor:
+    def prune(self, layer: int, view: LayerView) -> Tensor:
         """Keep the best of each modality, over the whole clip.
 
         Raises
@@ -77,7 +77,7 @@ class FastV(Baseline):
         ConfigError
             The first layers alone read more than the budget.
         """
-        media: MediaTokens = view.media
+        media, attention = view.media, attention_in(view)
         kept = []
         for i, (kind, _) in enumerate(MODALITIES):
             rows = media.indices(kind)
@@ -85,10 +85,10 @@ class FastV(Baseline):
             if i == 1 and self.audio == "intact":
                 kept.append(thinned(media, k))
             else:
-                kept.append(rows[best(view.attention[rows], k)])
+                kept.append(rows[best(attention[rows], k)])
         return torch.cat(kept).sort().values
 
-    def _target(self, i: int, view: Any) -> int:
+    def _target(self, i: int, view: LayerView) -> int:
         """Return how many tokens of modality ``i`` stay after the drop."""
         n = view.entered[i]
         if n == 0:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from omnicli.compress.base import MODALITIES, everything
-from omnicli.compress.budget import Budgeted
-from omnicli.types import MediaTokens, Query, Selection
+from omnicli.compress.base import MODALITIES
+from omnicli.compress.top_score import TopScore
+from omnicli.types import MediaTokens, Query
 from omnicli.utils.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Random(Budgeted):
+class Random(TopScore):
     """Keep tokens drawn uniformly at random within each modality.
 
     Parameters
@@ -24,6 +27,7 @@ class Random(Budgeted):
     seed: int = 0
 
     criterion: ClassVar[str] = "chance"
+    has_scores: ClassVar[bool] = False  # chance says nothing of how a budget is shared
 
     def problems(self) -> list[str]:
         """Return what is wrong with the fields."""
@@ -32,15 +36,11 @@ class Random(Budgeted):
             found.append(f"seed: must not be negative, not {self.seed}")
         return found
 
-    def compress(self, tokens: MediaTokens, query: Query) -> Selection:
-        """Draw tokens; the question plays no part."""
-        budget = self.budget(tokens)
-        if budget.total == len(tokens):
-            return everything(tokens)
+    def score(self, tokens: MediaTokens, query: Query) -> Tensor:
+        """Return a random order of each modality's tokens; the question plays no part."""
         generator = torch.Generator().manual_seed(self.seed)
-        kept = []
-        for modality, name in MODALITIES:
-            own = tokens.indices(modality)
-            drawn = torch.randperm(own.numel(), generator=generator)[: getattr(budget, name)]
-            kept.append(own[drawn.to(own.device)])
-        return Selection(torch.cat(kept).sort().values, report={"budget": budget.to_dict()})
+        score = torch.empty(len(tokens))
+        for modality, _ in MODALITIES:
+            own = tokens.indices(modality).cpu()
+            score[own[torch.randperm(own.numel(), generator=generator)]] = -torch.arange(own.numel()).float()
+        return score.to(tokens.features.device)

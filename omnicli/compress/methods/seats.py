@@ -8,17 +8,18 @@ Stage III removes all media before the last layers. The retention is the average
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from omnicli.compress import schedule
-from omnicli.compress.base import MODALITIES, everything
-from omnicli.compress.budget import PROPORTIONAL, level_repair, spread
-from omnicli.compress.groups import Groups, best, best_in_groups, frames, group, runs, stretches, windows
+from omnicli.compress.base import LAST_QUERY_ATTENTION, MODALITIES, OUTPUT_ATTENTION, attention_in, everything
+from omnicli.compress.budget import PROPORTIONAL, spread
+from omnicli.compress.groups import Groups, best_in_groups, group, windows
 from omnicli.compress.max_min import pick_in_groups
 from omnicli.compress.ops import zscore
 from omnicli.compress.published import Published
+from omnicli.compress.released import seats as released
 from omnicli.errors import ConfigError, ModelError
-from omnicli.types import MediaTokens, Modality, Query, Selection
+from omnicli.types import LayerView, MediaTokens, Modality, Query, Selection
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class Seats(Published):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Saliency of the encoders and the last query's attention, each as the mode defines it."""
         if self.mode == "official":
-            return frozenset({"pair_saliency", "output_attention"})
-        return frozenset({"saliency", "last_query_attention"})
+            return frozenset({"pair_saliency", OUTPUT_ATTENTION})
+        return frozenset({"saliency", LAST_QUERY_ATTENTION})
 
     def problems(self) -> list[str]:
         """Return what is wrong with the fields."""
@@ -119,22 +120,14 @@ class Seats(Published):
 
     def _quotas(self, tokens: MediaTokens) -> list[tuple[Tensor, Groups]]:
         """Return per modality how many tokens of each window enter the LLM."""
-        if self.mode == "clean":
-            plan = self.plan(tokens)
-            out = []
-            for kind, name in MODALITIES:
-                groups = windows(tokens, kind)
-                enter = entering(getattr(plan, name), groups.rows.numel(), self.encoder)
-                out.append((spread(enter, groups.sizes), groups))
-            return out
-        seen = frames(tokens)
-        cells = int(seen.sizes[0]) if len(seen) else 1
-        ratios = self.ratios(tokens)
-        grouped = (stretches(tokens, Modality.VIDEO, 2 * cells), stretches(tokens, Modality.AUDIO, 50))
-        return [
-            (torch.tensor([max(1, min(n, round(self.encoder * r * n))) for n in groups.sizes.tolist()]), groups)
-            for r, groups in zip(ratios, grouped, strict=True)
-        ]
+        if self.mode == "official":
+            return released.entering_quotas(tokens, self.ratios(tokens), self.encoder)
+        plan, out = self.plan(tokens), []
+        for kind, name in MODALITIES:
+            groups = windows(tokens, kind)
+            enter = entering(getattr(plan, name), groups.rows.numel(), self.encoder)
+            out.append((spread(enter, groups.sizes), groups))
+        return out
 
     def _idle(self, n_video: int, n_audio: int) -> bool:
         """Return whether nothing is to be dropped at all; then no stage acts."""
@@ -194,7 +187,7 @@ class Seats(Published):
             raise ConfigError(f"{self.name}: there is no layer {last + 1} of {depth}; set drop_layers and late_layer")
         return drops, late
 
-    def prune(self, layer: int, view: Any) -> Tensor:
+    def prune(self, layer: int, view: LayerView) -> Tensor:
         """Choose within windows by the question's attention (section 3.3, equations 1 and 3)."""
         if view.encoded is not None and self._idle(*view.encoded):
             return torch.arange(len(view.media), device=view.media.features.device)
@@ -202,12 +195,10 @@ class Seats(Published):
         step = drops.index(layer)
         if self.mode == "official":
             keep = schedule.official(view.depth, drops, late, self.encoder).keep[step]
-            now = [view.media.count(kind) for kind, _ in MODALITIES]
-            targets = [max(1, round(keep * n)) if n else 0 for n in now]
-            return self._official(view, targets)
+            return released.after_drop(view.media, attention_in(view), keep, self.temperature)
         return self._clean(view, [self._target(i, step, view, drops, late) for i in range(2)])
 
-    def _target(self, i: int, step: int, view: Any, drops: tuple[int, ...], late: int | None) -> int:
+    def _target(self, i: int, step: int, view: LayerView, drops: tuple[int, ...], late: int | None) -> int:
         """Return how many tokens of modality ``i`` stay after drop ``step``, by the schedule's exact levels."""
         entered = view.entered[i]
         if entered == 0:
@@ -224,14 +215,14 @@ class Seats(Published):
             level *= ratio
         return max(1, min(entered, round(level)))
 
-    def _clean(self, view: Any, targets: list[int]) -> Tensor:
-        media: MediaTokens = view.media
+    def _clean(self, view: LayerView, targets: list[int]) -> Tensor:
+        media, attention = view.media, attention_in(view)
         _, window = torch.unique(media.window, return_inverse=True)
         count = int(window.max()) + 1 if len(media) else 0
         relevance, groups = [], []
         for kind, _ in MODALITIES:
             rows = media.indices(kind)
-            sums = torch.zeros(count, device=window.device).index_add_(0, window[rows], view.attention[rows])
+            sums = torch.zeros(count, device=window.device).index_add_(0, window[rows], attention[rows])
             sizes = torch.bincount(window[rows], minlength=count)
             logits = zscore(sums / sizes.clamp_min(1), sizes > 0) / (self.temperature or 1.0)
             relevance.append(torch.softmax(logits.masked_fill(sizes == 0, -torch.inf), 0).nan_to_num(0.0))
@@ -245,24 +236,7 @@ class Seats(Published):
             if len(grouped):
                 weights = (joint * own / whole)[window[grouped.rows[grouped.starts]]]
                 quota = spread(target, grouped.sizes, weights)
-                kept.append(grouped.rows[best_in_groups(view.attention[grouped.rows], grouped, quota)])
-        return torch.cat(kept).sort().values
-
-    def _official(self, view: Any, targets: list[int]) -> Tensor:
-        media: MediaTokens = view.media
-        groups = [runs(media, kind) for kind, _ in MODALITIES]
-        scores = [view.attention[g.rows] for g in groups]
-        count = max(len(g) for g in groups)
-        if count < 2 or min(len(g) for g in groups) == 0:
-            kept = [g.rows[best(s, t)] for g, s, t in zip(groups, scores, targets, strict=True)]
-            return torch.cat(kept).sort().values
-        sizes = [torch.nn.functional.pad(g.sizes.cpu(), (0, count - len(g))) for g in groups]
-        weights = []
-        for g, s, n in zip(groups, scores, sizes, strict=True):
-            mean = torch.zeros(count).index_add_(0, g.index.cpu(), s.float().cpu()) / n.clamp_min(1)
-            weights.append(torch.softmax(mean / (self.temperature or 0.1), 0))
-        quotas = official_quotas(weights, sizes, targets)
-        kept = [g.rows[best_in_groups(s, g, q[: len(g)])] for g, s, q in zip(groups, scores, quotas, strict=True)]
+                kept.append(grouped.rows[best_in_groups(attention[grouped.rows], grouped, quota)])
         return torch.cat(kept).sort().values
 
 
@@ -271,34 +245,4 @@ def entering(average: int, n: int, encoder: float) -> int:
     return min(n, max(min(average, 1), round(encoder * average)))
 
 
-def official_quotas(weights: list[Tensor], sizes: list[Tensor], targets: list[int]) -> tuple[Tensor, Tensor]:
-    """Return picture and sound tokens of each window (T,), rounded, repaired and floored as the released code does.
-
-    Parameters
-    ----------
-    weights : two of Tensor (T,)
-        Relevance of each window by modality, each adding up to 1.
-    sizes : two of Tensor (T,) int64
-        Tokens of each modality in it.
-    targets : two of int
-        Tokens of each modality to keep; only their sum is enforced, and the floors may exceed it.
-    """
-    (w_v, w_a), (n_v, n_a), (video, audio) = weights, (sizes[0], sizes[1]), targets
-    room = n_v + n_a
-    shares = torch.minimum(room, ((w_v + w_a) / 2 * (video + audio)).round().long().clamp_min(1))
-    shares = level_repair(shares, room, video + audio)
-    part = w_v * video / (w_v * video + w_a * audio + 1e-12)
-    v = torch.minimum(n_v, (shares * part).round().long())
-    a = torch.minimum(n_a, shares - v)
-    v = torch.minimum(n_v, shares - a)  # what is left over goes to pictures first, then to sound
-    a = torch.minimum(n_a, shares - v)
-    bare = (n_v > 0) & (v < 1)
-    v = torch.where(bare, 1, v)
-    a = torch.where(bare & (a > 1), torch.minimum(n_a, shares - v).clamp_min(1), a)
-    bare = (n_a > 0) & (a < 1)
-    a = torch.where(bare, 1, a)
-    v = torch.where(bare & (v > 1), torch.minimum(n_v, shares - a).clamp_min(1), v)
-    return v, a
-
-
-__all__ = ["Seats", "entering", "official_quotas"]
+__all__ = ["Seats", "entering"]

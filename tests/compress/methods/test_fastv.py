@@ -8,8 +8,7 @@ import torch
 from omnicli.compress.methods.fastv import FastV
 from omnicli.compress.methods.fastv_om import FastVOm
 from omnicli.errors import ConfigError
-from omnicli.llm.pruning import LayerView
-from omnicli.types import Modality
+from omnicli.types import LayerView, Modality
 from tests.compress.clips import clip
 
 OUT = {True: FastVOm, False: FastV}

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
 from omnicli.compress.budget import spread
-from omnicli.compress.methods.fastvid import FastVID, _per_segment, density_peaks, lay_out
+from omnicli.compress.methods.fastvid import FastVID
+from omnicli.compress.released import fastvid as released
+from omnicli.compress.segments import density_peaks, lay_out
 from omnicli.errors import ConfigError, ModelError
 from omnicli.types import MediaTokens, Modality, Selection
 from tests.compress.clips import clip, query
@@ -149,7 +152,7 @@ def test_equals_a_loop_over_frames_and_tokens(mode, fields):
 def test_small_batches_change_nothing(monkeypatch):
     tokens, method = film(3, blocks=12), FastVID.with_retention(0.4, segments=2, threshold=0.3, anchor_step=2)
     whole = method.compress(tokens, query())
-    monkeypatch.setattr("omnicli.compress.methods.fastvid.MEMORY", 400)
+    monkeypatch.setattr("omnicli.compress.segments.MEMORY", 400)
     parts = method.compress(tokens, query())
     assert torch.equal(whole.indices, parts.indices)
     torch.testing.assert_close(whole.features, parts.features, rtol=1e-5, atol=1e-5)
@@ -259,13 +262,14 @@ def test_ignored_frames_keep_nothing_in_official_mode():
 def test_what_does_not_divide_goes_to_the_first_frames_and_the_last_anchors():
     """Port for Qwen2.5-VL: 6 frames of 40 tokens at 0.15 are 36 tokens, 14 of them merged; 5 frames are valid."""
     layout = lay_out(torch.tensor([0.7, 0.7, 0.99, 0.7, 0.7]), 1, -1.0, 2, ignore=0.9)
-    salient, peaks = _per_segment(0.15, torch.full((6,), 40), layout, 0.4)
+    counts = partial(released.quotas, layout=layout, context=0.4, by_segment=True)
+    salient, peaks = counts(0.15, torch.full((6,), 40))
     assert salient.tolist() == [5, 5, 0, 4, 4, 4]
     assert peaks.tolist() == [4, 0, 0, 5, 0, 5]
-    salient, peaks = _per_segment(0.15, torch.tensor([40, 40, 40, 40, 4, 8]), layout, 0.4)  # 6 6 6 6 1 1: 16 + 10
+    salient, peaks = counts(0.15, torch.tensor([40, 40, 40, 40, 4, 8]))  # 6 6 6 6 1 1: 16 + 10
     assert salient.tolist() == [4, 3, 0, 3, 3, 3]
     assert peaks.tolist() == [3, 0, 0, 3, 0, 4]
-    salient, peaks = _per_segment(0.9, torch.full((6,), 8), layout, 0.4)  # 42: 26 + 16, at most 8 and 4 of a frame
+    salient, peaks = counts(0.9, torch.full((6,), 8))  # 42: 26 + 16, at most 8 and 4 of a frame
     assert salient.tolist() == [6, 5, 0, 5, 5, 5]
     assert peaks.tolist() == [2, 0, 0, 3, 0, 3]
 

@@ -8,8 +8,11 @@ import math
 import pytest
 import torch
 
-from omnicli.compress.methods import omnizip
-from omnicli.compress.methods.omnizip import OmniZip, density_peaks, nearest, seen_meanwhile
+from omnicli.compress import redundancy
+from omnicli.compress.budget import spread
+from omnicli.compress.methods.omnizip import OmniZip, likeness_to_window
+from omnicli.compress.redundancy import density_peaks, nearest
+from omnicli.compress.released.omnizip import renormalised
 from omnicli.errors import ConfigError, ModelError
 from omnicli.types import MediaTokens, Modality, Selection
 from tests.compress.clips import clip, query
@@ -141,7 +144,7 @@ def slow_clean(tokens: MediaTokens, video: float, audio: float) -> tuple[list[in
     mean = sum(len(by_window[w]) * k for w, k in keep.items()) / mass
     weights = [keep.get(w, mean) / mean * len(rows) for w, rows in by_window.items()]
     sizes = torch.tensor([len(rows) for rows in by_window.values()])
-    shares = omnizip.spread(k_video, sizes, torch.tensor(weights, dtype=torch.float64)).tolist()
+    shares = spread(k_video, sizes, torch.tensor(weights, dtype=torch.float64)).tolist()
     kept = list(sound)
     for rows, share in zip(by_window.values(), shares, strict=True):
         film = frames_of(tokens, rows)
@@ -288,15 +291,14 @@ def test_official_runs_without_sound_take_the_target_unclipped():
 
 
 def test_renormalising_hits_the_target_where_the_bounds_let_it():
-    method = OmniZip()
     discard, sizes = torch.tensor([0.35, 0.4, 0.5, 0.6, 0.75], dtype=torch.float64), torch.tensor([3, 1, 2, 1, 3])
-    out = method._renormalised(discard, sizes, 0.57)
+    out = renormalised(discard, sizes, 0.57, (0.35, 0.75))
     assert float((out * sizes).sum()) == pytest.approx(5.7)
     assert out[0] == 0.35 and out[4] == 0.75
     assert out.tolist() == pytest.approx(slow_renormalised(discard.tolist(), sizes.tolist(), 0.57))
-    missed = method._renormalised(discard, sizes, 0.9)
+    missed = renormalised(discard, sizes, 0.9, (0.35, 0.75))
     assert float((missed * sizes).sum()) < 9 and missed.tolist() == pytest.approx([0.35, 0.75, 0.75, 0.75, 0.75])
-    assert method._renormalised(discard[:2], sizes[:2], 0.9).tolist() == discard[:2].tolist()
+    assert renormalised(discard[:2], sizes[:2], 0.9, (0.35, 0.75)).tolist() == discard[:2].tolist()
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -322,16 +324,17 @@ def test_windows_without_sound_get_the_even_share():
 @every_mode
 def test_blocks_of_similarities_change_nothing(mode, monkeypatch):
     whole = choose(CLIPS["4:3"], 0.3, 0.5, mode)
-    monkeypatch.setattr(omnizip, "_QUERIES", 3)
-    monkeypatch.setattr(omnizip, "_KEYS", 5)
-    monkeypatch.setattr(omnizip, "_FRAMES_BYTES", 1)
+    monkeypatch.setattr(redundancy, "QUERIES", 3)
+    monkeypatch.setattr(redundancy, "KEYS", 5)
+    monkeypatch.setattr(redundancy, "FRAMES_BYTES", 1)
+    monkeypatch.setattr("omnicli.compress.methods.omnizip.FRAMES_BYTES", 1)
     parts = choose(CLIPS["4:3"], 0.3, 0.5, mode)
     assert torch.equal(whole.indices, parts.indices) and torch.allclose(whole.features, parts.features, atol=1e-5)
 
 
 def test_nearest_takes_the_first_of_equal_ones(monkeypatch):
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0], [0.0, 0.0]])
-    monkeypatch.setattr(omnizip, "_KEYS", 1)
+    monkeypatch.setattr(redundancy, "KEYS", 1)
     cosine, place = nearest(x, torch.tensor([0, 3]), torch.tensor([1, 0, 2]))
     assert cosine.tolist() == pytest.approx([1.0, 0.0], abs=1e-5) and place.tolist() == [1, 0]
 
@@ -339,7 +342,7 @@ def test_nearest_takes_the_first_of_equal_ones(monkeypatch):
 def test_sound_before_the_first_picture_is_compared_with_it():
     tokens = without(clip(blocks=3, sounds=2), lambda kind, w, i: kind == 0 and w in (0, 2))
     rows, seen = tokens.indices(Modality.AUDIO), tokens.indices(Modality.VIDEO)
-    assert torch.allclose(seen_meanwhile(tokens, rows), nearest(tokens.features, rows, seen)[0], atol=1e-6)
+    assert torch.allclose(likeness_to_window(tokens, rows), nearest(tokens.features, rows, seen)[0], atol=1e-6)
 
 
 def test_copies_count_as_one_peak_unless_as_released():

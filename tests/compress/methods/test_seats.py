@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 
 import pytest
 import torch
 
-from omnicli.compress.methods.seats import Seats, entering, official_quotas
+from omnicli.compress.methods.seats import Seats, entering
 from omnicli.errors import ConfigError, ModelError
-from omnicli.llm.pruning import LayerView
-from omnicli.types import Modality, Selection
+from omnicli.types import LayerView, Modality, Selection
 from tests.compress.clips import clip, query
-from tests.compress.test_budget import one_at_a_time
 
 
 def uneven(seed: int, width: int = 12):
@@ -185,59 +182,6 @@ def test_the_question_steers_the_budget_in_clean_mode_only():
         kept = Seats(mode=mode, retention=0.3).prune(19, view_of(tokens, attention, layer=19))
         share[mode] = float(asked[kept].double().mean()) / float(asked.double().mean())
     assert share["clean"] > 2 and 0.8 < share["official"] < 1.2  # 1: as if nothing had been asked
-
-
-def released_quotas(w_v, w_a, n_v, n_a, video, audio):
-    """The released budgets, one window at a time."""
-    total, t = video + audio, len(n_v)
-    shares = [min(n_v[i] + n_a[i], max(1, round((w_v[i] + w_a[i]) / 2 * total))) for i in range(t)]
-    shares = one_at_a_time(shares, [a + b for a, b in zip(n_v, n_a, strict=True)], total)
-    out = []
-    for i, b in enumerate(shares):
-        f = w_v[i] * video / (w_v[i] * video + w_a[i] * audio + 1e-12)
-        v = min(n_v[i], round(b * f))
-        a = min(n_a[i], b - v)
-        rest = b - v - a
-        more = min(rest, n_v[i] - v)
-        v, rest = v + more, rest - more
-        a += min(rest, n_a[i] - a)
-        if n_v[i] > 0 and v < 1:
-            v = 1
-            if a > 1:
-                a = max(1, min(n_a[i], b - v))
-        if n_a[i] > 0 and a < 1:
-            a = 1
-            if v > 1:
-                v = max(1, min(n_v[i], b - a))
-        out.append((v, a))
-    return out
-
-
-def test_official_budgets_are_the_released_loop():
-    rng = random.Random(0)
-    for _ in range(400):
-        t = rng.randint(2, 9)
-        n_v = [rng.choice([0, 5, 12, 40]) for _ in range(t)]
-        n_a = [max(1 - n_v[i], rng.choice([0, 3, 9, 60])) for i in range(t)]
-        logits = torch.tensor([[rng.random() * 3 for _ in range(t)] for _ in range(2)], dtype=torch.float64)
-        w = list(torch.softmax(logits, 1))
-        video, audio = (max(1, round(sum(n) * rng.random())) for n in (n_v, n_a))
-        expected = released_quotas(w[0].tolist(), w[1].tolist(), n_v, n_a, video, audio)
-        got = official_quotas(w, [torch.tensor(n_v), torch.tensor(n_a)], [video, audio])
-        assert list(zip(*(q.tolist() for q in got), strict=True)) == expected
-
-
-def test_official_tail_window_collapses_as_the_notes_describe():
-    """31 windows of 121 + 45 tokens and a tail of 121 + 1770, uniform attention: its sound goes 1770 -> 1276 -> 67."""
-    n_v, n_a = [121] * 32, [45] * 31 + [1770]
-    even = torch.full((32,), 1 / 32, dtype=torch.float64)
-    seen = []
-    for keep in (0.9298, 0.7949, 0.2986):
-        video, audio = round(keep * sum(n_v)), round(keep * sum(n_a))
-        v, a = official_quotas([even, even], [torch.tensor(n_v), torch.tensor(n_a)], [video, audio])
-        n_v, n_a = v.tolist(), a.tolist()
-        seen.append((n_v[0], n_a[0], n_a[-1]))
-    assert seen[0] == (121, 45, 1276) and seen[1] == (117, 45, 67) and seen[2] == (34, 14, 14)
 
 
 @pytest.mark.parametrize("mode", ["clean", "official"])
