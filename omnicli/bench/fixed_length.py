@@ -6,6 +6,7 @@ Works on a copy of the adapter that shares all weights with the original, which 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 import time
 from typing import Any
@@ -41,7 +42,7 @@ class FixedLengthModel:
         self.model = copy.copy(model)
         self.model.stop_ids = frozenset()
         if model.folder is None:
-            self.model.max_position = sys.maxsize
+            self.model.facts = dataclasses.replace(model.facts, max_position=sys.maxsize)
         self.model.logits = self._logits  # type: ignore[method-assign]
         self.model.sequence = self._sequence  # type: ignore[method-assign]
 

@@ -19,14 +19,12 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from omnicli.errors import ModelError
 from omnicli.models.parts import (
     AudioBlock,
     AudioEncoder,
@@ -38,19 +36,15 @@ from omnicli.models.parts import (
     Prompt,
     Tokenizer,
 )
-from omnicli.models.weights.devices import split
-from omnicli.models.weights.offload import OffloadedWeights
+from omnicli.models.placement import PlacedModel
 from omnicli.types import MediaTokens, Query
 
 if TYPE_CHECKING:
     from omnicli.models.facts.base import Facts
     from omnicli.models.weights.quantize import Quantizer
 
-Part = Literal["encoders", "llm"]
-"""What a model consists of, as far as weights can be apart."""
 
-
-class OmniModel(abc.ABC):
+class OmniModel(PlacedModel, abc.ABC):
     """One loaded model. Subclasses live in one file per family and are found by that file's name.
 
     A new family is one new file: its class, named there as ``MODEL``, says everything that is kept centrally nowhere.
@@ -70,15 +64,13 @@ class OmniModel(abc.ABC):
     audio_block : AudioBlock or None
         Blocks of sound that are encoded alike whatever surrounds them, proven in the family's tests: a few changed
         seconds then cost a few blocks. None: sound is encoded in whole each time.
-    num_experts : int
-        Experts that a router scores for each token in each LLM layer; 0: the layers have one MLP.
-        ``intermediate_size`` then is the width of one expert times how many are active.
     name, revision : str
         As asked for by the user; commit of the hub snapshot or ``"local"``.
     folder : Path or None
         The checkpoint; None for random weights.
     facts : Facts
-        Sizes and closed forms, read from the same configuration; see `_take`.
+        Sizes, rates and closed forms, read from the same configuration, which plans are made of too. The sizes that
+        are asked for most are properties below; the others are ``facts.llm`` and ``facts``.
     fingerprint : str or None
         Equal for equal checkpoints, whatever they are called; None for random weights.
     device, dtype
@@ -88,22 +80,14 @@ class OmniModel(abc.ABC):
         `logits` depends on a tensor's values but by arithmetic, and attention asks the cache which keys are ``seen``.
     quantized : str
         In what the weights of the LLM's layers are instead: ``int8``, ``int4`` or ``none``.
-    hidden_size, intermediate_size, depth, heads, kv_heads, head_dim, vocab_size, max_position : int
-        LLM dimensions; ``max_position`` is the trained context in positions.
-    window_s : float
-        Length of a temporal block in seconds.
-    audio_tokens_per_s, positions_per_s : float
-        Token rate of sound; rotary positions per second.
     nominal_fps : float
         Frames per second that the family's stock processor assumes when nobody tells it.
-    frame_group : int
-        Frames per token group (2 for Qwen2.5-Omni: pairs).
-    pixel_unit : int
-        Frame sides are multiples of this many pixels.
-    video_batch : int
-        Most frames per `encode_video` call; a multiple of ``frame_group``. Depends on nothing but memory.
     position_axes : int
-        Rows of ``position_ids`` (3: time, height, width).
+        Rows of ``position_ids`` (3: time, height, width; 1: plain rotary positions).
+    position_dtype : torch.dtype
+        int64 where positions are whole numbers, float32 where time is exact.
+    joined_marks : bool
+        Whether the two marks on either side of a film with sound share one position.
     stop_ids : frozenset of int
         Ids that end an answer.
     """
@@ -114,34 +98,17 @@ class OmniModel(abc.ABC):
     dummies: ClassVar[dict[str, str]] = {}
     experimental: ClassVar[str] = ""
     audio_block: AudioBlock | None = None
-    num_experts: int = 0
     cuda_graph_safe: bool = False
     quantized: str = "none"
-    _offloaded: Mapping[Part, OffloadedWeights] = MappingProxyType({})
-    _spread: tuple[torch.device, ...] = ()
+    position_dtype: torch.dtype = torch.int64
+    joined_marks: bool = False
 
-    name: str
     revision: str
     folder: Path | None
     facts: Facts
     fingerprint: str | None = None
-    device: torch.device
     dtype: torch.dtype
-    hidden_size: int
-    intermediate_size: int
-    depth: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_position: int
-    window_s: float
-    audio_tokens_per_s: float
-    positions_per_s: float
     nominal_fps: float
-    frame_group: int
-    pixel_unit: int
-    video_batch: int
     position_axes: int
     stop_ids: frozenset[int]
     tokenizer: Tokenizer
@@ -149,9 +116,15 @@ class OmniModel(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def load(
-        cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype,
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        revision: str,
+        device: torch.device,
+        dtype: torch.dtype,
         quantizer: Quantizer | None = None,
-    ) -> OmniModel:  # fmt: skip
+    ) -> OmniModel:
         """Load a checkpoint folder in hub layout; raises `ModelError` if it is incomplete or of another kind.
 
         ``quantizer``: makes the weights of the LLM's layers smaller, each as it is loaded; None: they stay as they are.
@@ -176,96 +149,64 @@ class OmniModel(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def dummy(
-        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float,
+        cls,
+        size: str,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        layers: int | None,
+        scale: float,
         quantizer: Quantizer | None = None,
-    ) -> OmniModel:  # fmt: skip
+    ) -> OmniModel:
         """Build the architecture of ``size`` with random weights, fewer ``layers`` or ``scale``-times the width."""
 
-    def _take(self, facts: Facts) -> None:
-        """Take the sizes and rates that planning reads from the same configuration."""
-        self.facts, d = facts, facts.llm
-        self.hidden_size, self.intermediate_size, self.depth = d.hidden_size, d.intermediate_size, d.depth
-        self.heads, self.kv_heads, self.head_dim = d.heads, d.kv_heads, d.head_dim
-        self.vocab_size, self.max_position, self.num_experts = d.vocab_size, facts.max_position, d.num_experts
-        self.window_s, self.positions_per_s = facts.window_s, facts.positions_per_s
-        self.audio_tokens_per_s, self.frame_group = facts.audio_tokens_per_s, facts.frame_group
-        self.pixel_unit, self.video_batch = facts.pixel_unit, facts.video_batch
+    # ---- sizes ----
 
-    # ---- weights ----
+    @property
+    def depth(self) -> int:
+        """Layers of the LLM."""
+        return self.facts.llm.depth
 
-    def weights(self) -> dict[Part, list[nn.Module]]:
-        """Return the modules of the encoders and of the LLM, together all that hold weights.
+    @property
+    def hidden_size(self) -> int:
+        """Width of the LLM's hidden states, and so of every token."""
+        return self.facts.llm.hidden_size
 
-        Only `offload` needs it; a family that does not tell them apart cannot be offloaded.
-        """
-        raise ModelError(f"{self.name}: {self.family} cannot be offloaded: it does not tell its encoders from its LLM")
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the LLM's keys and values."""
+        return self.facts.llm.kv_heads
 
-    def offload(self, device: torch.device) -> None:
-        """Compute on ``device`` from now on; only the part that was activated is there, the rest in host memory."""
-        self.device = device
-        self._offloaded = {part: OffloadedWeights(modules) for part, modules in self.weights().items()}
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.facts.llm.head_dim
 
-    def activate(self, part: Part) -> None:
-        """Have the weights of one part on the device, and with `offload` those of the other in host memory only.
+    @property
+    def max_position(self) -> int:
+        """Positions that the LLM was trained on."""
+        return self.facts.max_position
 
-        A family calls it where it encodes and where it embeds, with which reading begins. Results stay the same.
-        """
-        for other, weights in self._offloaded.items():
-            if other != part:
-                weights.to_host()
-        if part in self._offloaded:
-            self._offloaded[part].to_device(self.device)
+    @property
+    def frame_group(self) -> int:
+        """Frames that become tokens together (2 for the Qwen-Omni families: pairs)."""
+        return self.facts.frame_group
 
-    def layers(self) -> Sequence[nn.Module]:
-        """Return the LLM's layers, first to last, each with all its weights; only `spread` needs them."""
-        raise ModelError(
-            f"{self.name}: {self.family} cannot be on several cards: it does not tell the LLM's layers from the rest"
-        )
+    @property
+    def video_batch(self) -> int:
+        """Most frames of an `encode_video` call, a multiple of ``frame_group``. Depends on nothing but memory."""
+        return self.facts.video_batch
 
-    def spread(self, cards: Sequence[torch.device], free: Sequence[int]) -> None:
-        """Move the weights to several cards: the LLM's layers in blocks, in order, everything else to the first.
-
-        Parameters
-        ----------
-        cards : sequence of device
-            With their indices.
-        free : sequence of int
-            Free bytes of each; see `omnicli.models.weights.devices.split`.
-        """
-        layers, modules = self.layers(), [module for part in self.weights().values() for module in part]
-        each, every = (sum(map(_stored, some)) for some in (layers, modules))
-        counts = split(len(layers), each // len(layers), every - each, free)
-        self._spread = tuple(card for card, count in zip(cards, counts, strict=True) for _ in range(count))
-        for layer, card in zip(layers, self._spread, strict=True):
-            layer.to(card)
-        inside = {id(module) for layer in layers for module in layer.modules()}
-        for module in (m for top in modules for m in top.modules() if id(m) not in inside):
-            module._apply(lambda tensor: tensor.to(cards[0]), recurse=False)
-        self.device = cards[0]
+    @property
+    def audio_tokens_per_s(self) -> float:
+        """Tokens that a second of sound becomes."""
+        return self.facts.audio_tokens_per_s
 
     @property
     def layer_devices(self) -> tuple[torch.device, ...]:
         """Where each layer of the LLM computes, and its keys and values are."""
         return self._spread or (self.device,) * self.depth
-
-    @property
-    def stays(self) -> bool:
-        """Whether all weights are on `device` and stay there."""
-        return not self._spread and not self._offloaded
-
-    @property
-    def devices(self) -> tuple[torch.device, ...]:
-        """Return all devices that hold the model, `device` first."""
-        return tuple(dict.fromkeys((self.device, *self._spread)))
-
-    def to_layer_device(self, index: int, hidden: Tensor, rope: Any) -> tuple[Tensor, Any]:
-        """Return hidden states and rotary values where layer ``index`` computes: as they are, but at a card's border.
-
-        Rotary values are the pair of `slice_rope`.
-        """
-        if not self._spread or hidden.device == (there := self._spread[index]):
-            return hidden, rope
-        return hidden.to(there), tuple(part.to(there) for part in rope)
 
     # ---- media ----
 
@@ -350,18 +291,24 @@ class OmniModel(abc.ABC):
         Text counts from 0 before the media and from the clip's ``next_position`` behind them, on every axis; a
         selection leaves gaps, as if all had been read.
         """
-        before, after = (torch.arange(ids.numel(), device=self.device) for ids in (prompt.before, prompt.after))
+        axes = (self.position_axes, -1)
+        before, after = (
+            torch.arange(ids.numel(), device=self.device, dtype=self.position_dtype)
+            for ids in (prompt.before, prompt.after)
+        )
         if clip is None:
             embeds = self.embed(torch.cat([prompt.before, prompt.after]))
-            position_ids = torch.arange(len(embeds), device=self.device).expand(self.position_axes, -1)
-            return ModelInput(embeds, position_ids, slice(0, 0), len(embeds))
+            positions = torch.cat([before, after + len(before)])
+            return ModelInput(embeds, positions.expand(axes), slice(0, 0), len(embeds))
         media = clip.tokens if tokens is None else tokens
-        after += int(clip.next_position)
+        if self.joined_marks and clip.video and clip.audio:
+            before[-1] -= 1
+            after[1:] -= 1
+        after += clip.next_position
         embeds = torch.cat([self.embed(prompt.before), media.features.to(self.dtype), self.embed(prompt.after)])
-        axes = (self.position_axes, -1)
         position_ids = torch.cat([before.expand(axes), media.position_ids, after.expand(axes)], 1)
         span = slice(before.numel(), before.numel() + len(media))
-        return ModelInput(embeds, position_ids, span, clip.next_position + after.numel())
+        return ModelInput(embeds, position_ids, span, max(after[-1].item(), clip.max_position) + 1)
 
     def query(self, prompt: Prompt) -> Query:
         """Return the question as compression methods see it."""
@@ -397,8 +344,3 @@ class OmniModel(abc.ABC):
     @abc.abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (n, vocab) float32 of last-layer hidden states (n, D): final norm and head."""
-
-
-def _stored(module: nn.Module) -> int:
-    """Return the bytes of a module's weights and buffers."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

@@ -98,15 +98,15 @@ def video_positions(time: Tensor, rows: int, cols: int) -> Tensor:
     return torch.stack([t, row, col]).reshape(3, -1)
 
 
-def sound_times(count: int, clock: Clock) -> tuple[Tensor, Tensor]:
+def audio_times(count: int, clock: Clock) -> tuple[Tensor, Tensor]:
     """Return start and end (count,) float64 of sound tokens in seconds after the clip's start."""
     ticks = torch.arange(count)
-    if clock.sound_hop_s is None:
+    if clock.audio_hop_s is None:
         token_s = 1.0 / clock.positions_per_s
         return ticks.double() * token_s, (ticks + 1).double() * token_s
-    second, step = ticks // ceil(1 / clock.sound_hop_s), ticks % ceil(1 / clock.sound_hop_s)
-    end = ((step + 1).double() * clock.sound_hop_s).clamp(max=1.0)
-    return second + step.double() * clock.sound_hop_s, second + end
+    second, step = ticks // ceil(1 / clock.audio_hop_s), ticks % ceil(1 / clock.audio_hop_s)
+    end = ((step + 1).double() * clock.audio_hop_s).clamp(max=1.0)
+    return second + step.double() * clock.audio_hop_s, second + end
 
 
 def interleave(video_time: Tensor, audio_time: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,7 @@ class Clock:
     exact : bool
         Times are positions as they are, float32, and pictures and sound are merged strictly by them (Qwen3-Omni).
         Else they are rounded down to int64, and in every temporal block pictures come first (Qwen2.5-Omni).
-    sound_hop_s : float or None
+    audio_hop_s : float or None
         Seconds that a sound token covers where every second begins anew and cuts its last token short (13 of 0.08 s in
         Qwen3-Omni). None: ``1 / positions_per_s``. A sound token's position is its number either way.
     """
@@ -190,7 +190,7 @@ class Clock:
     window_s: float
     group: int
     exact: bool = False
-    sound_hop_s: float | None = None
+    audio_hop_s: float | None = None
 
 
 def assemble(
@@ -207,8 +207,8 @@ def assemble(
     ValueError
         If there is nothing to assemble, frame times and groups do not match, or frames differ in size.
     """
-    groups, sounds = sum(v.groups for v in video), sum(a.features.shape[0] for a in audio)
-    if groups == 0 and sounds == 0:
+    groups, n_audio = sum(v.groups for v in video), sum(a.features.shape[0] for a in audio)
+    if groups == 0 and n_audio == 0:
         raise ValueError("nothing to assemble: no picture and no sound token")
     if -(-len(frame_times) // clock.group) != groups:
         raise ValueError(f"{len(frame_times)} frame times do not fit {groups} groups of {clock.group} frames")
@@ -219,23 +219,23 @@ def assemble(
 
     starts, ends = token_times(frame_times, clock.group, clock.end_s)
     time = time_positions(starts, clock.start_s, clock.positions_per_s, clock.exact)
-    picture, ticks = video_positions(time, rows, cols), torch.arange(sounds)
+    grid, ticks = video_positions(time, rows, cols), torch.arange(n_audio)
     if clock.exact:  # a picture comes before the first sound token that is not earlier
-        slot = torch.ceil(picture[0] - _TIME_EPSILON * clock.positions_per_s).long()
+        slot = torch.ceil(grid[0] - _TIME_EPSILON * clock.positions_per_s).long()
         order, run = interleave(slot, ticks, 1)
     else:
-        order, run = interleave(picture[0], ticks, round(clock.positions_per_s * clock.window_s))
-    positions = torch.cat([picture, ticks.expand(3, -1)], 1)[:, order] + clock.origin
+        order, run = interleave(grid[0], ticks, round(clock.positions_per_s * clock.window_s))
+    positions = torch.cat([grid, ticks.expand(3, -1)], 1)[:, order] + clock.origin
     if clock.exact:
         positions = positions.float()
 
-    heard, silent = sound_times(sounds, clock)
-    start = torch.cat([_spread(starts, cells), clock.start_s + heard])
-    end = torch.cat([_spread(ends, cells), clock.start_s + silent])
-    blank = torch.full((sounds,), -1, dtype=torch.int32)
+    audio_start, audio_end = audio_times(n_audio, clock)
+    start = torch.cat([_spread(starts, cells), clock.start_s + audio_start])
+    end = torch.cat([_spread(ends, cells), clock.start_s + audio_end])
+    blank = torch.full((n_audio,), -1, dtype=torch.int32)
     row = torch.cat([torch.arange(rows, dtype=torch.int32).repeat_interleave(cols).repeat(groups), blank])
     col = torch.cat([torch.arange(cols, dtype=torch.int32).repeat(rows * groups), blank])
-    modality = torch.full((n_video + sounds,), int(Modality.VIDEO), dtype=torch.int8)
+    modality = torch.full((n_video + n_audio,), int(Modality.VIDEO), dtype=torch.int8)
     modality[n_video:] = int(Modality.AUDIO)
 
     place = torch.argsort(order).to(device)  # where each token of [video, audio] goes
@@ -251,7 +251,7 @@ def assemble(
         position_ids=positions.to(device),
         saliency=_gather_all([p.saliency for p in pieces], place),
         keys=_gather_keys([v.keys for v in video], [a.keys for a in audio], place),
-        layer_features=_gather_levels(video, sounds, place),
+        layer_features=_gather_levels(video, n_audio, place),
     )
     last_run = int((run == run[-1]).sum())
     return EncodedClip(
@@ -259,7 +259,7 @@ def assemble(
         next_position=positions[:, -last_run:].max().item() + 1,  # over all axes, as the stock code does
         max_position=positions.max().item(),
         video=groups > 0,
-        audio=sounds > 0,
+        audio=n_audio > 0,
         origin=clock.origin,
         last_run=last_run,
     )
@@ -301,11 +301,11 @@ def _gather_keys(video: Sequence[Tensor | None], audio: Sequence[Tensor | None],
     return _gather([torch.nn.functional.pad(k, (0, width - k.shape[1])) for k in present], place)
 
 
-def _gather_levels(video: Sequence[EncodedVideo], sounds: int, place: Tensor) -> Tensor | None:
+def _gather_levels(video: Sequence[EncodedVideo], n_audio: int, place: Tensor) -> Tensor | None:
     levels = [v.layer_features for v in video if v.layer_features is not None]
     if not levels:
         return None
     joined = torch.cat(levels, 1)
-    out = joined.new_zeros(joined.shape[0], joined.shape[1] + sounds, joined.shape[2])
+    out = joined.new_zeros(joined.shape[0], joined.shape[1] + n_audio, joined.shape[2])
     out[:, place[: joined.shape[1]]] = joined
     return out

@@ -119,12 +119,12 @@ class EncodedClip:
         """
         if self.origin is None or self.time_scale != 1:
             raise ValueError("positions count tokens, or are scaled already")
-        before, sound = self.tokens.position_ids, self.tokens.modality == Modality.AUDIO
+        before, audio = self.tokens.position_ids, self.tokens.modality == Modality.AUDIO
         times = (before - self.origin).double() * scale
         if not before.is_floating_point():
             times = torch.floor(times + EPSILON)
         times = (times + self.origin).to(before.dtype)
-        positions = torch.where(sound, times, before)
+        positions = torch.where(audio, times, before)
         positions[0] = times[0]
         return dataclasses.replace(
             self,
@@ -153,6 +153,10 @@ class Prompt:
     after: Tensor
     question: slice
     text: str
+
+    def to(self, device: torch.device) -> Prompt:
+        """Return the same with its ids on a device."""
+        return dataclasses.replace(self, before=self.before.to(device), after=self.after.to(device))
 
 
 @dataclass(frozen=True)

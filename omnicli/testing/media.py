@@ -17,23 +17,21 @@ def attributes(t: Trial) -> Iterator[str]:
     """Everything that `OmniModel` lists is there and makes sense."""
     m = t.model
     names = (
-        "name", "revision", "folder", "fingerprint", "facts", "device", "dtype", "hidden_size", "intermediate_size",
-        "depth", "heads", "kv_heads", "head_dim", "vocab_size", "max_position", "window_s", "audio_tokens_per_s",
-        "positions_per_s", "nominal_fps", "frame_group", "pixel_unit", "video_batch", "position_axes", "stop_ids",
-        "tokenizer",
-    )  # fmt: skip
+        *("name", "revision", "folder", "fingerprint", "facts", "device", "dtype"),
+        *("nominal_fps", "position_axes", "stop_ids", "tokenizer"),
+    )
     for name in names:
         if not hasattr(m, name):
             yield f"{name} is not set"
-    if m.heads % m.kv_heads:
-        yield f"{m.heads} heads cannot share {m.kv_heads} for keys"
-    if m.video_batch < m.frame_group or m.video_batch % m.frame_group:
-        yield f"video_batch {m.video_batch} is no multiple of frame_group {m.frame_group}"
-    if not (m.window_s > 0 and m.audio_tokens_per_s > 0 and m.positions_per_s > 0 and m.nominal_fps > 0):
+    facts, d = m.facts, m.facts.llm
+    if d.heads % d.kv_heads:
+        yield f"{d.heads} heads cannot share {d.kv_heads} for keys"
+    if facts.video_batch < facts.frame_group or facts.video_batch % facts.frame_group:
+        yield f"facts.video_batch {facts.video_batch} is no multiple of frame_group {facts.frame_group}"
+    if not min(facts.window_s, facts.audio_tokens_per_s, facts.positions_per_s, m.nominal_fps) > 0:
         yield "window_s, audio_tokens_per_s, positions_per_s and nominal_fps must be above 0"
-    d = m.facts.llm
-    if (d.hidden_size, d.depth, d.heads, d.kv_heads) != (m.hidden_size, m.depth, m.heads, m.kv_heads):
-        yield "facts.llm and the attributes tell different sizes"
+    if facts.family != m.family:
+        yield f"facts are those of {facts.family}"
 
 
 def frame_sizes(t: Trial) -> Iterator[str]:
@@ -41,8 +39,8 @@ def frame_sizes(t: Trial) -> Iterator[str]:
     m = t.model
     for width, height in ((1280, 720), (720, 1280), (641, 479)):
         high, wide = m.frame_size(width, height)
-        if high % m.pixel_unit or wide % m.pixel_unit or min(high, wide) < m.pixel_unit:
-            yield f"{high} x {wide} is no multiple of pixel_unit {m.pixel_unit}"
+        if high % m.facts.pixel_unit or wide % m.facts.pixel_unit or min(high, wide) < m.facts.pixel_unit:
+            yield f"{high} x {wide} is no multiple of pixel_unit {m.facts.pixel_unit}"
         if (wide > high) != (width > height):
             yield f"{width} x {height} becomes {wide} x {high}"
     high, wide = m.frame_size(1280, 720, max_pixels=90_000)
@@ -50,7 +48,7 @@ def frame_sizes(t: Trial) -> Iterator[str]:
         yield f"max_pixels=90000 gives {high} x {wide}"
 
 
-def pictures(t: Trial) -> Iterator[str]:
+def video(t: Trial) -> Iterator[str]:
     """Picture tokens have the promised number, width, number format and device."""
     m = t.model
     for n in (1, FRAMES):
@@ -61,8 +59,8 @@ def pictures(t: Trial) -> Iterator[str]:
             yield f"{n} frames make {got.groups} groups, not {groups}"
         if tuple(got.features.shape) != (got.groups * got.rows * got.cols, m.hidden_size):
             yield f"features are {tuple(got.features.shape)}, not (groups * rows * cols, hidden_size)"
-        if got.rows * got.cols != m.facts.group_tokens(t.height, t.width):
-            yield f"a group has {got.rows * got.cols} tokens, facts.group_tokens says {m.facts.group_tokens(t.height, t.width)}"  # noqa: E501
+        if got.rows * got.cols != (expected := m.facts.group_tokens(*t.size)):
+            yield f"a group has {got.rows * got.cols} tokens, facts.group_tokens says {expected}"
         if (got.features.dtype, got.features.device) != (m.dtype, m.device):
             yield f"features are {got.features.dtype} on {got.features.device}, not {m.dtype} on {m.device}"
         if not bool(got.features.isfinite().all()) or float(got.features.float().std()) == 0:
@@ -73,10 +71,10 @@ def pictures(t: Trial) -> Iterator[str]:
             yield "the frames that were given are changed"
 
 
-def pictures_in_pieces(t: Trial) -> Iterator[str]:
+def video_in_pieces(t: Trial) -> Iterator[str]:
     """Pieces of whole groups give what one call gives; a last group is filled up with its last frame."""
     m = t.model
-    whole, pieces = t.see(FRAMES, FRAMES), t.see(FRAMES, m.frame_group)
+    whole, pieces = t.encode_video(FRAMES, FRAMES), t.encode_video(FRAMES, m.frame_group)
     if not close(joined(pieces), joined(whole)):
         yield "group by group is not the same as all at once"
     if whole[0].layer_features is not None:
@@ -87,18 +85,18 @@ def pictures_in_pieces(t: Trial) -> Iterator[str]:
     filled = last.expand(m.frame_group, -1, -1, -1)
     if not close(m.encode_video(last).features, m.encode_video(filled).features):
         yield "one frame is not the same as that frame repeated to a whole group"
-    if not torch.equal(joined(whole), joined(t.see(FRAMES, FRAMES))):
+    if not torch.equal(joined(whole), joined(t.encode_video(FRAMES, FRAMES))):
         yield "twice the same frames give different tokens"
 
 
-def sound(t: Trial) -> Iterator[str]:
+def audio(t: Trial) -> Iterator[str]:
     """Sound tokens have the promised number, width, number format and device."""
     m = t.model
     for seconds in (0.5, 3.37, 9.0):
-        pieces = t.hear(seconds, 32_000)
-        n, expected = sum(len(p.features) for p in pieces), m.facts.sound_tokens(seconds)
+        pieces = t.encode_audio(seconds, 32_000)
+        n, expected = sum(len(p.features) for p in pieces), m.facts.audio_tokens(seconds)
         if n != expected:
-            yield f"{seconds} s make {n} tokens, facts.sound_tokens says {expected}"
+            yield f"{seconds} s make {n} tokens, facts.audio_tokens says {expected}"
         if abs(n - seconds * m.audio_tokens_per_s) > 1 + 0.1 * m.audio_tokens_per_s:
             yield f"{seconds} s make {n} tokens, which is far from audio_tokens_per_s {m.audio_tokens_per_s:g}"
         for piece in pieces:
@@ -112,21 +110,21 @@ def sound(t: Trial) -> Iterator[str]:
                 yield "saliency or keys are there though nobody asked"
 
 
-def sound_in_pieces(t: Trial) -> Iterator[str]:
+def audio_in_pieces(t: Trial) -> Iterator[str]:
     """How sound is cut into blocks changes nothing; none at all is no token."""
-    whole = joined(t.hear(SECONDS, round(SECONDS * RATE)))
+    whole = joined(t.encode_audio(SECONDS, round(SECONDS * RATE)))
     for block in (777, 32_000):
-        if not close(joined(t.hear(SECONDS, block)), whole):
+        if not close(joined(t.encode_audio(SECONDS, block)), whole):
             yield f"blocks of {block} samples are not the same as all samples at once"
     for batch_s in (1.0, 60.0):
-        samples = t.sound(SECONDS)
+        samples = t.samples(SECONDS)
         stream = t.model.audio_encoder(t.model.measure_log_mel_max([samples]), batch_s=batch_s)
         if not close(joined([*stream.feed(samples), *stream.finish()]), whole):
             yield f"batches of {batch_s:g} s are not the same as others"
     if t.model.audio_encoder().finish():
         yield "no sound makes tokens"
     running = t.model.audio_encoder()
-    if not [*running.feed(t.sound(SECONDS)), *running.finish()]:
+    if not [*running.feed(t.samples(SECONDS)), *running.finish()]:
         yield "without log_mel_max, in one pass, nothing comes out"
 
 
@@ -135,7 +133,10 @@ def captures(t: Trial) -> Iterator[str]:
     for name in sorted(CAPTURES):
         wanted = frozenset({name})
         try:
-            pieces: list[EncodedVideo | EncodedAudio] = [*t.see(FRAMES, FRAMES, wanted), *t.hear(2.0, 32_000, wanted)]
+            pieces: list[EncodedVideo | EncodedAudio] = [
+                *t.encode_video(FRAMES, FRAMES, wanted),
+                *t.encode_audio(2.0, 32_000, wanted),
+            ]
         except ModelError:
             continue
         for piece in pieces:
@@ -153,7 +154,7 @@ def order(t: Trial) -> Iterator[str]:
         tokens = t.clip(start).tokens
         if bool((tokens.window[1:] < tokens.window[:-1]).any()):
             yield "window goes back"
-        if not torch.equal(tokens.window, torch.floor((tokens.start_s + 1e-6) / m.window_s).long()):
+        if not torch.equal(tokens.window, torch.floor((tokens.start_s + 1e-6) / m.facts.window_s).long()):
             yield "window is not floor(start_s / window_s)"
         for modality in Modality:
             begin = tokens.start_s[tokens.indices(modality)]
@@ -165,11 +166,11 @@ def order(t: Trial) -> Iterator[str]:
         if bool((tokens.end_s <= tokens.start_s).any()):
             yield "a token ends before it begins"
         video, audio = (tokens.indices(modality) for modality in (Modality.VIDEO, Modality.AUDIO))
-        seen = t.see(FRAMES, FRAMES)[0]
-        cells = torch.arange(len(video)) % (seen.rows * seen.cols)
+        piece = t.encode_video(FRAMES, FRAMES)[0]
+        cells = torch.arange(len(video)) % (piece.rows * piece.cols)
         if not (
-            torch.equal(tokens.row[video], (cells // seen.cols).int())
-            and torch.equal(tokens.col[video], (cells % seen.cols).int())
+            torch.equal(tokens.row[video], (cells // piece.cols).int())
+            and torch.equal(tokens.col[video], (cells % piece.cols).int())
         ):
             yield "row and col of pictures do not count the grid line by line"
         if bool((tokens.row[audio] != -1).any()) or bool((tokens.col[audio] != -1).any()):
@@ -182,19 +183,19 @@ def tokens_are_their_own(t: Trial) -> Iterator[str]:
     for name in sorted(CAPTURES):
         wanted = frozenset({name})
         try:
-            seen, heard = t.see(FRAMES, m.video_batch, wanted), t.hear(2.0, 32_000, wanted)
+            pictures, sound = t.encode_video(FRAMES, m.video_batch, wanted), t.encode_audio(2.0, 32_000, wanted)
         except ModelError:
             continue
-        tokens = m.assemble(seen, np.arange(float(FRAMES)), heard, end_s=float(FRAMES)).tokens
+        tokens = m.assemble(pictures, np.arange(float(FRAMES)), sound, end_s=float(FRAMES)).tokens
         field = "keys" if name == KEYS else "saliency"
-        for modality, pieces in ((Modality.VIDEO, seen), (Modality.AUDIO, heard)):
+        for modality, pieces in ((Modality.VIDEO, pictures), (Modality.AUDIO, sound)):
             rows = tokens.indices(modality)
             if not torch.equal(tokens.features[rows], joined(pieces)):
                 yield f"features of {modality.name.lower()} are not those of the pieces, in their order"
             held, given = getattr(tokens, field), torch.cat([getattr(p, field) for p in pieces])
             if held is None or not torch.equal(held[rows][:, : given.shape[1]] if name == KEYS else held[rows], given):
                 yield f"{name} of {modality.name.lower()} does not follow its tokens"
-    tokens, own = t.both.tokens, t.see(FRAMES, FRAMES)[0].layer_features
+    tokens, own = t.both.tokens, t.encode_video(FRAMES, FRAMES)[0].layer_features
     if (levels := tokens.layer_features) is None or own is None:
         if levels is not own:
             yield "layer_features of the pictures are lost"
@@ -206,7 +207,7 @@ def tokens_are_their_own(t: Trial) -> Iterator[str]:
         yield "layer_features of sound are not zero"
 
 
-def one_sense_alone(t: Trial) -> Iterator[str]:
+def one_modality_alone(t: Trial) -> Iterator[str]:
     """Pictures without sound and sound without pictures are clips; nothing at all, and wrong times, are errors."""
     m = t.model
     for video, audio in ((True, False), (False, True)):
@@ -216,7 +217,7 @@ def one_sense_alone(t: Trial) -> Iterator[str]:
         given = m.sequence(m.prompt(QUESTION, video=video, audio=audio), clip)
         if given.media_span.stop - given.media_span.start != len(clip.tokens):
             yield "media_span is not where the tokens are"
-    for pieces, times in (([], []), (t.see(2 * m.frame_group, m.video_batch), [0.0])):
+    for pieces, times in (([], []), (t.encode_video(2 * m.frame_group, m.video_batch), [0.0])):
         try:
             m.assemble(pieces, times, [])
         except ValueError:
@@ -252,8 +253,17 @@ def positions(t: Trial) -> Iterator[str]:
 
 
 POINTS = (
-    attributes, frame_sizes, pictures, pictures_in_pieces, sound, sound_in_pieces, captures, order,
-    tokens_are_their_own, one_sense_alone, positions,
-)  # fmt: skip
-TYPES = (attributes, frame_sizes, pictures, sound, captures, order)
+    attributes,
+    frame_sizes,
+    video,
+    video_in_pieces,
+    audio,
+    audio_in_pieces,
+    captures,
+    order,
+    tokens_are_their_own,
+    one_modality_alone,
+    positions,
+)
+TYPES = (attributes, frame_sizes, video, audio, captures, order)
 """Those that hold in every number format."""

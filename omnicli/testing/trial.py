@@ -31,37 +31,42 @@ class Trial:
 
     def __init__(self, model: OmniModel, stock: Stock | None = None) -> None:
         self.model, self.stock = model, stock
-        self.height, self.width = 4 * model.pixel_unit, 6 * model.pixel_unit
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of its pictures."""
+        unit = self.model.facts.pixel_unit
+        return 4 * unit, 6 * unit
 
     def frames(self, n: int, seed: int = 0) -> Tensor:
         """Return noise (n, height, width, 3) uint8."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randint(0, 256, (n, self.height, self.width, 3), dtype=torch.uint8, generator=generator)
+        return torch.randint(0, 256, (n, *self.size, 3), dtype=torch.uint8, generator=generator)
 
-    def sound(self, seconds: float) -> np.ndarray:
+    def samples(self, seconds: float) -> np.ndarray:
         """Return noise whose loudness changes by 40 dB from tenth to tenth of a second."""
         rng, n = np.random.default_rng(0), round(seconds * RATE)
         loud = 10.0 ** rng.uniform(-2, 0, n // 1600 + 1)
         return (rng.standard_normal(n) * np.repeat(loud, 1600)[:n]).astype(np.float32)
 
-    def see(self, n: int, batch: int, capture: frozenset[str] = frozenset()) -> list[EncodedVideo]:
+    def encode_video(self, n: int, batch: int, capture: frozenset[str] = frozenset()) -> list[EncodedVideo]:
         """Encode ``n`` frames in batches."""
         frames = self.frames(n)
         return [self.model.encode_video(frames[i : i + batch], capture) for i in range(0, n, batch)]
 
-    def hear(self, seconds: float, block: int, capture: frozenset[str] = frozenset()) -> list[EncodedAudio]:
+    def encode_audio(self, seconds: float, block: int, capture: frozenset[str] = frozenset()) -> list[EncodedAudio]:
         """Encode sound fed in blocks of so many samples."""
-        samples = self.sound(seconds)
+        samples = self.samples(seconds)
         blocks = [samples[i : i + block] for i in range(0, len(samples), block)]
         stream = self.model.audio_encoder(self.model.measure_log_mel_max(blocks), capture)
         return [piece for b in blocks for piece in stream.feed(b)] + stream.finish()
 
     def clip(self, start_s: float = 0.0, *, video: bool = True, audio: bool = True) -> EncodedClip:
         """Assemble `FRAMES` frames, one a second, and `SECONDS` of sound."""
-        seen = self.see(FRAMES, self.model.video_batch) if video else []
-        heard = self.hear(SECONDS, 32_000) if audio else []
+        pictures = self.encode_video(FRAMES, self.model.video_batch) if video else []
+        sound = self.encode_audio(SECONDS, 32_000) if audio else []
         times = start_s + np.arange(FRAMES if video else 0, dtype=np.float64)
-        return self.model.assemble(seen, times, heard, start_s=start_s, end_s=start_s + FRAMES)
+        return self.model.assemble(pictures, times, sound, start_s=start_s, end_s=start_s + FRAMES)
 
     @cached_property
     def both(self) -> EncodedClip:

@@ -18,7 +18,7 @@ from omnicli import testing as contract
 from omnicli.config.config import load_config
 from omnicli.errors import ModelError
 from omnicli.models import loading, registry
-from tests.cli import films
+from tests.support import films
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending" / "adding-a-model.md"
 DUMMY = "dummy:linear-av-1b,layers=2,scale=0.02"
@@ -64,7 +64,7 @@ def test_a_checkpoint_and_random_weights_answer_about_a_film(page, tmp_path):
         tokens = answer.tokens
         high, wide = model.facts.frame_size(answer.media_used.width, answer.media_used.height)
         assert tokens["video"]["kept"] == answer.media_used.frames * model.facts.group_tokens(high, wide)
-        assert tokens["audio"]["encoded"] == model.facts.sound_tokens(answer.media_used.audio_s)
+        assert tokens["audio"]["encoded"] == model.facts.audio_tokens(answer.media_used.audio_s)
     for name in (DUMMY, str(tmp_path / "model")):
         with pytest.raises(ModelError, match="cannot be quantised"):
             loading.load_model(name, "cpu", quantize="int8")
@@ -113,13 +113,13 @@ def normalising(self, frames, capture=frozenset()):
 FORGOTTEN = {
     "a token more": (
         {"encode_video": replaced("encode_video", features=lambda v: torch.cat([v.features, v.features[-1:]]))},
-        "pictures: features are",
+        "video: features are",
     ),
     "another number format": (
         {"encode_video": replaced("encode_video", features=lambda v: v.features.double())},
-        "pictures: features are torch.float64 on cpu, not torch.float32",
+        "video: features are torch.float64 on cpu, not torch.float32",
     ),
-    "frames that see each other": ({"encode_video": normalising}, "pictures in pieces: group by group"),
+    "frames that see each other": ({"encode_video": normalising}, "video in pieces: group by group"),
     "times beyond the film": ({"assemble": replaced("assemble", tokens=shifted)}, "order: times leave the clip"),
     "positions that go back": (
         {"assemble": replaced("assemble", tokens=backwards)},
@@ -140,7 +140,7 @@ FORGOTTEN = {
         "parts: embed does not call activate('llm')",
     ),
     "no sizes": ({"facts": property(lambda self: None)}, "attributes: AttributeError"),
-    "another rate of sound": ({"audio_tokens_per_s": 25.0}, "sound: 0.5 s make 5 tokens, which is far from"),
+    "another rate of sound": ({"audio_tokens_per_s": 25.0}, "audio: 0.5 s make 5 tokens, which is far from"),
 }
 
 
@@ -150,9 +150,9 @@ def test_what_is_forgotten_is_told_in_a_line(page, what):
     tiny = spoil(page, **changes)
     for name in changes.keys() & vars(tiny).keys():
         del vars(tiny)[name]  # the class's is meant
-    found = contract.of_model(tiny)
-    assert any(line.startswith(message) for line in found), found
-    assert all("\n" not in line and len(line) < 300 for line in found)
+    (point,) = (p for p in contract.families.POINTS if message.startswith(p.__name__.replace("_", " ") + ":"))
+    (line,) = contract.of_model(tiny, points=[point])
+    assert line.startswith(message) and "\n" not in line and len(line) < 300
 
 
 def test_a_loop_that_is_not_the_stock_llms_is_told(page):
@@ -161,7 +161,9 @@ def test_a_loop_that_is_not_the_stock_llms_is_told(page):
     def stock(given, tokens):
         return tiny.parts.llm(inputs_embeds=given.embeds.flip(0)[None]).logits[0]
 
-    assert contract.of_model(tiny, stock) == ["loop: the layer loop's logits are not the stock LLM's"]
+    assert contract.of_model(tiny, stock, [contract.reading.loop]) == [
+        "loop: the layer loop's logits are not the stock LLM's"
+    ]
 
 
 def test_a_class_that_is_not_finished_is_told(page):
@@ -196,5 +198,5 @@ def test_sound_that_depends_on_its_blocks_is_told(page):
         stream.feed = lambda samples: feed(samples / np.abs(samples).max())
         return stream
 
-    found = contract.of_model(spoil(page, audio_encoder=loudest))
-    assert "sound in pieces: blocks of 777 samples are not the same as all samples at once" in found
+    found = contract.of_model(spoil(page, audio_encoder=loudest), points=[contract.media.audio_in_pieces])
+    assert found == ["audio in pieces: blocks of 777 samples are not the same as all samples at once"]

@@ -18,14 +18,13 @@ from omnicli.config.config import load_config
 from omnicli.llm import kv, prefill, prefix_cache, steps
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.prefix_cache import PrefixCache
-from omnicli.models import base, parts
+from omnicli.models import parts, placement
 from omnicli.models.loading import load_model
 from omnicli.types import Modality
 from omnicli.utils.attention_recorder import AttentionRecorder
 from omnicli.utils.context import RunContext
-from tests.cli import films
 from tests.llm.test_prefill import Keep
-from tests.support import tiny, tiny_minicpm, tiny_qwen3
+from tests.support import films, tiny, tiny_minicpm, tiny_qwen3
 from tests.support.pretend import CARDS, cards
 
 QUESTIONS = ("Who speaks last?", "Why?")
@@ -73,7 +72,7 @@ def same(one, other):
 def spread(omni, *counts):
     """Put so many layers on the first cards, and the others on the next."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "split", lambda layers, *_: [*counts, layers - sum(counts)])
+        patch.setattr(placement, "split", lambda layers, *_: [*counts, layers - sum(counts)])
         omni.spread(CARDS[: len(counts) + 1], [1] * (len(counts) + 1))
 
 
@@ -143,8 +142,8 @@ def test_hidden_states_travel_only_where_the_card_changes():
 
 
 MOVES = {
-    "hidden": (base.OmniModel, "to_layer_device", "hidden.to(there)", "hidden"),
-    "rope": (base.OmniModel, "to_layer_device", "part.to(there)", "part"),
+    "hidden": (placement.PlacedModel, "to_layer_device", "hidden.to(there)", "hidden"),
+    "rope": (placement.PlacedModel, "to_layer_device", "part.to(there)", "part"),
     "deepstack": (prefill, "_add_extra", ".to(hidden)", ".to(hidden.dtype)"),
     "prefill's last row": (prefill, "_by_chunk", "hidden[-1:].to(model.device)", "hidden[-1:]"),
     "a prefix": (prefill, "_by_chunk", ", device=model.layer_devices[layers - 1]", ""),

@@ -153,7 +153,7 @@ def test_the_checkpoints_settings_are_read(broken):
     (folder / "chat_template.jinja").write_text("{{ 'T<|VIDEO|>' }}{{ messages[-1]['content'][-1]['text'] }}{{ '!' }}")
     omni = load_model(folder, device="cpu")
     assert omni.frame_size(1280, 720) == (112, 196)
-    assert omni.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert omni.facts.preprocessing.mean == (0.5, 0.5, 0.5)
     prompt = omni.prompt("why", video=True, audio=False)
     assert omni.tokenizer.decode(prompt.before) == "T" and omni.tokenizer.decode(prompt.after) == "why!"
     assert prompt.question == slice(0, 3)
@@ -187,7 +187,7 @@ def test_shrunken_dummies_run_end_to_end():
     from omnicli.llm.prefill import prefill
 
     omni = load_model("dummy:qwen2.5-omni-7b,layers=2,scale=0.002", device="cpu", dtype="bf16")
-    assert (omni.depth, omni.heads, omni.kv_heads, omni.head_dim) == (2, 4, 4, 128)
+    assert (omni.depth, omni.facts.llm.heads, omni.kv_heads, omni.head_dim) == (2, 4, 4, 128)
     assert omni.dtype == torch.bfloat16
     clip = tiny.encode(omni, tiny.frames(3), [0.0, 1.0, 2.0], tiny.sound(2.0))
     assert clip.tokens.features.isfinite().all() and clip.tokens.features.std() > 0.05
@@ -212,7 +212,7 @@ def test_another_transformers_version_is_refused_by_name(monkeypatch, family):
 
     import transformers
 
-    module = importlib.import_module(f"omnicli.models.{family}")
+    module = importlib.import_module(f"omnicli.models.families.{family}")
     monkeypatch.setattr(transformers, "__version__", "5.24.0")
     with pytest.raises(ModelError, match=rf"{family}\.py is written for transformers 5\.23\.x, 5\.24\.0 is installed"):
         importlib.reload(module)

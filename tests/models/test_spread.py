@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omnicli.errors import ModelError
-from omnicli.models import base, loading
+from omnicli.models import base, loading, placement
 from omnicli.models.loading import load_model
 from omnicli.models.weights.devices import split
 from tests.support import tiny
@@ -60,8 +60,8 @@ def test_layers_are_spread_over_the_cards_by_what_is_free(name, quantize, folder
             for t in (*m.parameters(), *m.buffers()):
                 held[t.device] += t.nbytes
         every = sum(held.values())
-        layer = base._stored(alone.layers()[0])
-        assert every == sum(base._stored(m) for part in alone.weights().values() for m in part)
+        layer = placement._stored(alone.layers()[0])
+        assert every == sum(placement._stored(m) for part in alone.weights().values() for m in part)
         wanted = min(every / 3, alone.depth * layer)  # a third of what is free is there
         assert abs(held[CARDS[1]] - wanted) <= layer / 2 + 8
         assert list(omni.layer_devices) == sorted(omni.layer_devices, key=CARDS.index), "in blocks"

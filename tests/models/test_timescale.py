@@ -19,14 +19,12 @@ from omnicli.errors import ConfigError
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
-from omnicli.llm.pruning import LayerView
 from omnicli.models import registry, timescale
 from omnicli.models.loading import load_model
 from omnicli.models.parts import CAPTURES, EncodedAudio, EncodedVideo
-from omnicli.types import MediaTokens, MediaUsed, Modality, Selection
+from omnicli.types import LayerView, MediaTokens, MediaUsed, Modality, Selection
 from omnicli.utils.timing import Times
-from tests.cli import films
-from tests.support import tiny, tiny_minicpm, tiny_qwen3
+from tests.support import films, tiny, tiny_minicpm, tiny_qwen3
 
 FAMILIES = {"qwen2.5": tiny, "qwen3": tiny_qwen3, "minicpm": tiny_minicpm}
 FILM_S = 7.3
@@ -62,7 +60,7 @@ def synthetic(omni, seconds, step_s=4.0, cells=(2, 3)):
         torch.randn(groups * rows, omni.hidden_size, generator=chance), groups, *cells,
         layer_features=torch.zeros(levels, groups * rows, omni.hidden_size) if levels else None,
     )  # fmt: skip
-    n = omni.facts.sound_tokens(seconds)
+    n = omni.facts.audio_tokens(seconds)
     sound = EncodedAudio(torch.randn(n, omni.hidden_size, generator=chance))
     clip = omni.assemble([video], times, [sound], 0.0, float(seconds))
     used = MediaUsed(seconds, seconds, seconds, seconds, len(times), len(times) / seconds, 84, 56)
@@ -122,10 +120,10 @@ def test_a_configuration_goes_through_json():
 @pytest.mark.parametrize("senses", ["both", "pictures", "sound"])
 def test_scaled_positions_in_closed_form(omni, scale, senses):
     times = np.array([0.0, 0.31, 1.99, 2.4, 2.50, 7.0, 9.013]) + 3
-    pictures = tiny.frames(7, 2 * omni.pixel_unit, 3 * omni.pixel_unit) if senses != "sound" else None
+    pictures = tiny.frames(7, 2 * omni.facts.pixel_unit, 3 * omni.facts.pixel_unit) if senses != "sound" else None
     sound = tiny.sound(10.0) if senses != "pictures" else None
     clip = tiny.encode(omni, pictures, times if senses != "sound" else (), sound, start_s=3.0, end_s=13.0)
-    made, tokens, rate = clip.scaled(scale), clip.tokens, omni.positions_per_s
+    made, tokens, rate = clip.scaled(scale), clip.tokens, omni.facts.positions_per_s
     whole = omni.position_dtype == torch.int64
     origin = len(omni.prompt("", video=clip.video, audio=clip.audio).before) - (whole and senses == "both")
     ticks = {int(i): k for k, i in enumerate(tokens.indices(Modality.AUDIO))}
@@ -160,7 +158,7 @@ def test_a_clip_that_counts_tokens_cannot_be_scaled():
 
 def test_the_loop_reads_scaled_positions_as_the_stock_model_does(omni):
     """Pruned, scaled, and written on: every token equal to a full pass of the stock layers over the same positions."""
-    pictures = tiny.frames(12, 2 * omni.pixel_unit, 3 * omni.pixel_unit)
+    pictures = tiny.frames(12, 2 * omni.facts.pixel_unit, 3 * omni.facts.pixel_unit)
     clip = tiny.encode(omni, pictures, np.arange(12) / 2, tiny.sound(6.0)).scaled(0.13)
     keep = torch.arange(0, len(clip.tokens), 3)
     kept = dataclasses.replace(clip.tokens.select(Selection(keep)), layer_features=None)
@@ -230,7 +228,7 @@ def test_positions_that_count_tokens_are_told_of():
     model = tiny_minicpm.model()
     clip = tiny.encode(model, tiny.frames(2, 112, 112), [0.0, 1.0], tiny.sound(2.0))
     found = EncodedFilm(SimpleNamespace(path=Path("a.mp4")), Encoded(clip, synthetic_used(), ()), Times())
-    model.max_position = 100
+    model.facts = dataclasses.replace(model.facts, max_position=100)
     told = answer(found, model)
     assert told.positions["time_scale"] is None
     assert [w for w in told.warnings if "was trained up to 100 (they count tokens, and no time_scale helps)" in w]
@@ -255,7 +253,7 @@ def test_a_short_film_gives_the_same_bits_whether_or_not(film, omni, monkeypatch
 
 
 def test_later_questions_share_what_was_read(film, omni, monkeypatch):
-    monkeypatch.setattr(omni, "max_position", 140)
+    monkeypatch.setattr(omni, "facts", dataclasses.replace(omni.facts, max_position=140))
     questions = ["Who?", "What is the number that is shown in the second picture?"]
     made = settings("method=random", "random.tokens=12")
     together = pipeline.ask(film, questions, made, omni)

@@ -53,7 +53,7 @@ def sinusoids(rows: int, cols: int, width: int) -> Tensor:
     return torch.cat([col.expand(rows, -1, -1), row.expand(-1, cols, -1)], 2).flatten(0, 1)
 
 
-class VisionEncoder:
+class VisionTower:
     """Frames to tokens. Frames never see each other, so any batching gives the same."""
 
     def __init__(self, parts: Parts, settings: Settings) -> None:
@@ -127,7 +127,7 @@ class VisionEncoder:
 
 
 @dataclass(frozen=True)
-class SoundTower:
+class AudioTower:
     """Mel frames to tokens; a piece of at most 30 seconds at a time."""
 
     parts: Parts
@@ -234,4 +234,4 @@ def piece_mel(samples: np.ndarray, bands: int) -> Tensor:
     return normalise_log_mel(frames, float(frames.max()))
 
 
-__all__ = ["PIECE", "PieceEncoder", "SoundTower", "VisionEncoder", "patch_positions", "sinusoids"]
+__all__ = ["PIECE", "AudioTower", "PieceEncoder", "VisionTower", "patch_positions", "sinusoids"]

@@ -122,8 +122,8 @@ class Settings:
     def read(cls, name: str, folder: Path) -> Settings:
         """Read a checkpoint folder; `ModelError` for another version and for what is missing."""
         config = _read(name, folder / "config.json")
-        pictures = folder / "preprocessor_config.json"
-        processor = _read(name, pictures) if pictures.is_file() else {}
+        file = folder / "preprocessor_config.json"
+        processor = _read(name, file) if file.is_file() else {}
         version = str(config.get("version", VERSION))
         if not version.startswith(VERSION):
             raise ModelError(f"{name}: MiniCPM-o {version} is not supported, only {VERSION}")
@@ -194,7 +194,7 @@ class Resampler(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, width))
 
 
-class SoundProjection(nn.Module):
+class AudioProjection(nn.Module):
     """Two linear layers with a ReLU between: encoder positions into the LLM's space."""
 
     def __init__(self, width: int, out: int) -> None:
@@ -216,7 +216,7 @@ class Parts(nn.Module):
         self.vpm: Any = SiglipVisionModel(settings.vision)
         self.resampler = Resampler(settings.queries, width, settings.vision.hidden_size)
         self.apm: Any = WhisperEncoder(settings.audio)
-        self.audio_projection_layer = SoundProjection(settings.audio.d_model, width)
+        self.audio_projection_layer = AudioProjection(settings.audio.d_model, width)
 
 
 def load_parts(

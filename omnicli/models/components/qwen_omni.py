@@ -20,15 +20,15 @@ from torch import Tensor
 
 from omnicli.errors import ModelError
 from omnicli.models import chat, layout
-from omnicli.models.attention import causal_attention, last_query_attention
-from omnicli.models.base import OmniModel, Part
+from omnicli.models.base import OmniModel
+from omnicli.models.decoder import Rotate, decoder_layer, query_attention
 from omnicli.models.facts.qwen_omni import QwenOmniFacts
 from omnicli.models.mel import log_mel_maximum
-from omnicli.models.parts import AudioBlock, AudioEncoder, EncodedAudio, EncodedClip, EncodedVideo, ModelInput, Prompt
+from omnicli.models.parts import AudioBlock, AudioEncoder, EncodedAudio, EncodedClip, EncodedVideo, LayerCache, Prompt
+from omnicli.models.placement import Part
 from omnicli.models.preprocessing import WindowedAudioEncoder
 from omnicli.models.weights import checkpoint
 from omnicli.models.weights.dummy import Shrink, random_model
-from omnicli.types import MediaTokens
 
 if TYPE_CHECKING:
     from omnicli.models.weights.quantize import Quantizer
@@ -64,11 +64,7 @@ class QwenOmni(OmniModel):
         Chat template of checkpoints without one.
     rotate : function
         Stock rotary embedding of the LLM's queries and keys.
-    joined_marks : bool
-        Whether the two marks on either side of a film with sound share one position.
-    position_dtype : torch.dtype
-        int64 where positions are whole numbers, float32 where time is exact.
-    sound_hop_s : float or None
+    audio_hop_s : float or None
         See `omnicli.models.layout.Clock`.
     """
 
@@ -76,10 +72,9 @@ class QwenOmni(OmniModel):
     load_options: ClassVar[dict[str, Any]] = {}
     facts_class: ClassVar[type[QwenOmniFacts]]
     template: ClassVar[str]
-    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
-    joined_marks: ClassVar[bool]
-    position_dtype: ClassVar[torch.dtype]
-    sound_hop_s: ClassVar[float | None] = None
+    rotate: ClassVar[Rotate]
+    position_axes = 3
+    audio_hop_s: ClassVar[float | None] = None
     facts: QwenOmniFacts
 
     def __init__(
@@ -98,10 +93,7 @@ class QwenOmni(OmniModel):
         self._visual, self._audio, self._text = body.visual, body.audio_tower, body.language_model
         weight = thinker.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self._take(self.facts_class.read(name, config.to_dict(), folder))
-        self.position_axes = 3
-        self._patch, self._merge, self._mel_bands = self.facts.patch, self.facts.merge, self.facts.mel_bands
-        self.preprocessing = self.facts.pictures
+        self.facts = self.facts_class.read(name, config.to_dict(), folder)
         self.tokenizer: chat.TextTokenizer = chat.TextTokenizer(tokenizer)
         self._template = chat.find_template(tokenizer, folder, self.template)
         ids = (config.video_token_id, config.audio_token_id, config.audio_start_token_id, config.audio_end_token_id)
@@ -110,16 +102,22 @@ class QwenOmni(OmniModel):
         self._plan = lru_cache(maxsize=8)(self._make_plan)
         self._before = lru_cache(maxsize=4)(lambda video, audio: len(self.prompt("", video=video, audio=audio).before))
 
-    def _set_sound(self, mel_window: int, mirror_end: bool = False) -> None:
+    def _set_audio(self, mel_window: int, mirror_end: bool = False) -> None:
         """Set what follows from the sound tower's attention window (mel frames)."""
         self._mel_window, self._mirror_end = mel_window, mirror_end
-        self.audio_block = AudioBlock(mel_window / 100, self._mel_bands, mirror_end)
+        self.audio_block = AudioBlock(mel_window / 100, self.facts.mel_bands, mirror_end)
 
     @classmethod
     def load(
-        cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype,
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        revision: str,
+        device: torch.device,
+        dtype: torch.dtype,
         quantizer: Quantizer | None = None,
-    ) -> QwenOmni:  # fmt: skip
+    ) -> QwenOmni:
         """Load a thinker or a full checkpoint (talker and vocoder are skipped) from a folder in hub layout."""
         options = dict(cls.load_options)
         if quantizer is not None:
@@ -181,9 +179,16 @@ class QwenOmni(OmniModel):
 
     @classmethod
     def dummy(
-        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float,
+        cls,
+        size: str,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        layers: int | None,
+        scale: float,
         quantizer: Quantizer | None = None,
-    ) -> QwenOmni:  # fmt: skip
+    ) -> QwenOmni:
         """Build the thinker of ``size`` with random weights on the device; no files are read."""
         config, tokenizer = cls.dummy_config(size, Shrink(layers, scale))
         if quantizer is not None:
@@ -210,16 +215,16 @@ class QwenOmni(OmniModel):
     def encode_video(self, frames: Tensor, capture: frozenset[str] = frozenset()) -> EncodedVideo:
         """See `OmniModel.encode_video`. uint8 goes to the device; normalising happens there."""
         self.activate("encoders")
-        pre = self.preprocessing
+        patch, pre = self.facts.patch, self.facts.preprocessing
         rows = layout.patchify(
             frames.to(self.device),
             pre.mean,
             pre.std,
-            patch=self._patch,
+            patch=patch,
             temporal=self.frame_group,
-            merge=self._merge,
+            merge=self.facts.merge,
         )
-        grid = (frames.shape[1] // self._patch, frames.shape[2] // self._patch)
+        grid = (frames.shape[1] // patch, frames.shape[2] // patch)
         return self.encode_patches(rows, grid, capture)
 
     @abc.abstractmethod
@@ -236,7 +241,7 @@ class QwenOmni(OmniModel):
 
     def measure_log_mel_max(self, blocks: Iterable[np.ndarray]) -> float:
         """See `OmniModel.measure_log_mel_max`."""
-        return log_mel_maximum(blocks, self._mel_bands, self._mirror_end)
+        return log_mel_maximum(blocks, self.facts.mel_bands, self._mirror_end)
 
     def audio_encoder(
         self, log_mel_max: float | None = None, capture: frozenset[str] = frozenset(), batch_s: float = 30.0
@@ -244,7 +249,7 @@ class QwenOmni(OmniModel):
         """See `OmniModel.audio_encoder`."""
         return WindowedAudioEncoder(
             lambda mel, first: self.encode_mel(mel, capture, first),
-            self._mel_bands,
+            self.facts.mel_bands,
             batch_frames=max(1, round(batch_s * 100 / self._mel_window)) * self._mel_window,
             maximum=log_mel_max,
             mirror_end=self._mirror_end,
@@ -261,21 +266,17 @@ class QwenOmni(OmniModel):
         pieces = []
         if whole:
             windows = mel[:, :whole].unflatten(1, (-1, self._mel_window)).transpose(0, 1)
-            pieces.append(self.encode_sound_windows(windows, capture))
-        if self.sound_tokens(mel.shape[1] - whole):
+            pieces.append(self.encode_audio_windows(windows, capture))
+        if self.facts.mel_tokens(mel.shape[1] - whole):
             pieces.append(self._encode_rest(mel[None, :, whole:], capture, alone=first and whole == 0))
         return pieces
 
     def _encode_rest(self, window: Tensor, capture: frozenset[str], alone: bool) -> EncodedAudio:
         """Encode a sound's last window (1, bands, k), shorter than the others; ``alone``: it is the whole sound."""
-        return self.encode_sound_windows(window, capture)
-
-    def sound_tokens(self, mel_frames: int) -> int:
-        """Return the tokens that a sound of so many mel frames becomes."""
-        return self.facts.mel_tokens(mel_frames)
+        return self.encode_audio_windows(window, capture)
 
     @abc.abstractmethod
-    def encode_sound_windows(self, windows: Tensor, capture: frozenset[str] = frozenset()) -> EncodedAudio:
+    def encode_audio_windows(self, windows: Tensor, capture: frozenset[str] = frozenset()) -> EncodedAudio:
         """Encode independent windows (n, bands, k) of k mel frames each, k at most the attention window."""
 
     # ---- one clock ----
@@ -289,7 +290,7 @@ class QwenOmni(OmniModel):
         end_s: float | None = None,
     ) -> EncodedClip:
         """See `OmniModel.assemble`. Order and positions as the stock processor and ``get_rope_index`` give them."""
-        seen, heard = (sum(p.features.shape[0] for p in pieces) > 0 for pieces in (video, audio))
+        with_video, with_audio = (sum(p.features.shape[0] for p in pieces) > 0 for pieces in (video, audio))
         return layout.assemble(
             video,
             np.asarray(frame_times, np.float64),
@@ -297,12 +298,12 @@ class QwenOmni(OmniModel):
             layout.Clock(
                 start_s=start_s,
                 end_s=end_s,
-                origin=self._before(seen, heard) - (self.joined_marks and seen and heard),
-                positions_per_s=self.positions_per_s,
-                window_s=self.window_s,
+                origin=self._before(with_video, with_audio) - (self.joined_marks and with_video and with_audio),
+                positions_per_s=self.facts.positions_per_s,
+                window_s=self.facts.window_s,
                 group=self.frame_group,
                 exact=self.position_dtype.is_floating_point,
-                sound_hop_s=self.sound_hop_s,
+                audio_hop_s=self.audio_hop_s,
             ),
             self.device,
         )
@@ -314,37 +315,21 @@ class QwenOmni(OmniModel):
     ) -> Prompt:
         """See `OmniModel.prompt`."""
         built = chat.build_prompt(
-            self.tokenizer, self._template, self._markers, question, video=video, audio=audio, history=history,
+            self.tokenizer,
+            self._template,
+            self._markers,
+            question,
+            video=video,
+            audio=audio,
+            history=history,
             preface=preface,
-        )  # fmt: skip
-        return Prompt(built.before.to(self.device), built.after.to(self.device), built.question, built.text)
+        )
+        return built.to(self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """See `OmniModel.embed`."""
         self.activate("llm")
         return self._text.embed_tokens(ids)
-
-    def sequence(
-        self, prompt: Prompt, clip: EncodedClip | None = None, tokens: MediaTokens | None = None
-    ) -> ModelInput:
-        """See `OmniModel.sequence`. With pictures and sound the two marks on either side may share one position."""
-        before, after = (
-            torch.arange(ids.numel(), device=self.device, dtype=self.position_dtype)
-            for ids in (prompt.before, prompt.after)
-        )
-        if clip is None:
-            embeds = self.embed(torch.cat([prompt.before, prompt.after]))
-            position_ids = torch.arange(embeds.shape[0], device=self.device, dtype=self.position_dtype).expand(3, -1)
-            return ModelInput(embeds, position_ids, slice(0, 0), embeds.shape[0])
-        media = clip.tokens if tokens is None else tokens
-        if self.joined_marks and clip.video and clip.audio:
-            before[-1] -= 1
-            after[1:] -= 1
-        after += clip.next_position
-        embeds = torch.cat([self.embed(prompt.before), media.features.to(self.dtype), self.embed(prompt.after)])
-        position_ids = torch.cat([before.expand(3, -1), media.position_ids, after.expand(3, -1)], 1)
-        span = slice(before.numel(), before.numel() + len(media))
-        return ModelInput(embeds, position_ids, span, max(after[-1].item(), clip.max_position) + 1)
 
     # ---- layer loop ----
 
@@ -352,46 +337,29 @@ class QwenOmni(OmniModel):
         """Return cos and sin (1, n, head_dim) of multi-axis positions (3, n)."""
         return self._text.rotary_emb(self.thinker.lm_head.weight, position_ids[:, None])
 
-    def _queries(self, attn: Any, x: Tensor) -> Tensor:
-        """Return queries (1, heads, n, head_dim) of (n, D), not rotated."""
-        return attn.q_proj(x).view(1, x.shape[0], -1, self.head_dim).transpose(1, 2)
-
-    def _keys(self, attn: Any, x: Tensor) -> Tensor:
-        """Return keys (1, kv_heads, n, head_dim) of (n, D), not rotated."""
-        return attn.k_proj(x).view(1, x.shape[0], -1, self.head_dim).transpose(1, 2)
-
-    def _mlp(self, block: Any, x: Tensor) -> Tensor:
-        """Return what comes after attention in a layer, of (n, D)."""
-        return block.mlp(x)
-
     def layer(
-        self, index: int, hidden: Tensor, rope: Any, cache: Any = None, last_attention: bool = False
+        self, index: int, hidden: Tensor, rope: Any, cache: LayerCache | None = None, last_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See `OmniModel.layer`; differentiable with ``cache=None``."""
         block = self._text.layers[index]
-        attn, n = block.self_attn, hidden.shape[0]
-        x = block.input_layernorm(hidden)
-        query, key = self._queries(attn, x), self._keys(attn, x)
-        value = attn.v_proj(x).view(1, n, -1, self.head_dim).transpose(1, 2)
-        query, key = self.rotate(query, key, *rope)
-        seen = None
-        if cache is not None:
-            key, value = cache.update(key, value, index)
-            seen = cache.seen(index)
-        mixed = causal_attention(query, key, value, attn.scaling, seen)
-        received = last_query_attention(query, key, attn.scaling) if last_attention else None
-        hidden = hidden + attn.o_proj(mixed.transpose(1, 2).reshape(n, -1))
-        return hidden + self._mlp(block, block.post_attention_layernorm(hidden)), received
+        return decoder_layer(
+            block,
+            hidden,
+            rope,
+            self.rotate,
+            index=index,
+            cache=cache,
+            last_attention=last_attention,
+            mlp=self._mlp(block),
+        )
+
+    def _mlp(self, block: Any) -> Callable[[Tensor], Tensor]:
+        """Return what comes after attention in a layer."""
+        return block.mlp
 
     def query_attention(self, index: int, hidden: Tensor, rope: Any) -> Tensor:
         """See `OmniModel.query_attention`."""
-        block = self._text.layers[index]
-        attn, n = block.self_attn, hidden.shape[0]
-        x = block.input_layernorm(hidden)
-        key, query = self._keys(attn, x), self._queries(attn, x[-1:])
-        query, _ = self.rotate(query, query, *self.slice_rope(rope, slice(n - 1, n)))
-        _, key = self.rotate(key, key, *rope)
-        return last_query_attention(query, key, attn.scaling)
+        return query_attention(self._text.layers[index], hidden, rope, self.rotate)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `OmniModel.logits`."""

@@ -22,7 +22,7 @@ def split(x: Tensor, span: tuple[int, int, int]) -> Tensor:
     return x[:, begin:end].reshape(-1, size, *x.shape[2:]).transpose(1, 2)
 
 
-def picture_captures(
+def video_captures(
     query: Tensor,
     key: Tensor,
     scale: float,
@@ -83,7 +83,7 @@ def _pair_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return torch.cat([g.view(-1, query.shape[1]) for g in got])
 
 
-def sound_layers(layers: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def audio_layers(layers: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Run a stock sound tower's layers on windows (n, positions, D).
 
     Returns
@@ -110,7 +110,7 @@ def sound_layers(layers: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, query, key
 
 
-def sound_captures(
+def audio_captures(
     query: Tensor, key: Tensor, scale: float, capture: frozenset[str], merge: int = 1
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return saliency (n,) and keys (n, d) of tokens made of ``merge`` positions each; a rest makes no token.

@@ -22,7 +22,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
 """Per frame: what the stock processor class sets, whatever the checkpoint's picture limits are."""
-_PICTURE_LIMITS = (3136, 12_845_056)  # written in the released preprocessor files; the stock class overrides them
+_IMAGE_LIMITS = (3136, 12_845_056)  # written in the released preprocessor files; the stock class overrides them
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Preprocessing:
             int(size.get("shortest_edge") or data.get("min_pixels") or default.min_pixels),
             int(size.get("longest_edge") or data.get("max_pixels") or default.max_pixels),
         )
-        if limits == _PICTURE_LIMITS:
+        if limits == _IMAGE_LIMITS:
             limits = (default.min_pixels, default.max_pixels)
         mean, std = data.get("image_mean") or default.mean, data.get("image_std") or default.std
         return cls(tuple(mean), tuple(std), *limits)
@@ -103,7 +103,7 @@ class Facts(abc.ABC):
     experts_per_token : int
         Experts that work on a token; 0: the layers have one MLP.
     vision, audio : Tower
-    pictures : Preprocessing
+    preprocessing : Preprocessing
     mel_bands : int
     """
 
@@ -118,9 +118,9 @@ class Facts(abc.ABC):
     """Prefixes of the weights that are loaded from a checkpoint that has more; the first that is there counts."""
     skips: ClassVar[tuple[str, ...]] = ()
     """Prefixes of weights that are not."""
-    sound_batch_s: ClassVar[float] = 30.0
+    audio_batch_s: ClassVar[float] = 30.0
     """Seconds of sound encoded at once."""
-    positions_per_s_of_sound: ClassVar[float] = 50.0
+    audio_positions_per_s: ClassVar[float] = 50.0
     """Positions of the sound tower's transformer per second."""
     clocked: ClassVar[bool] = True
     """Whether positions follow time; else they count tokens."""
@@ -138,20 +138,20 @@ class Facts(abc.ABC):
     video_batch: int
     vision: Tower
     audio: Tower
-    pictures: Preprocessing
+    preprocessing: Preprocessing
     mel_bands: int
     stem_values: int
     levels: int = 0
     experts_per_token: int = 0
 
     @classmethod
-    def read(cls, name: str, config: Mapping[str, Any], pictures: Preprocessing | Path | None = None) -> Self:
+    def read(cls, name: str, config: Mapping[str, Any], preprocessing: Preprocessing | Path | None = None) -> Self:
         """Return the facts of a ``config.json``; `ModelError` if it lacks some.
 
-        ``pictures``: the checkpoint's folder, or what it says about pictures; None: the family's own.
+        ``preprocessing``: the checkpoint's folder, or what it says about pictures; None: the family's own.
         """
         try:
-            return cls._read(config, pictures)
+            return cls._read(config, preprocessing)
         except (KeyError, TypeError) as error:
             raise ModelError(f"{name}: config.json is not that of a {cls.family}: no {error}") from None
         except (OSError, ValueError, AttributeError) as error:
@@ -159,7 +159,8 @@ class Facts(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def _read(cls, config: Mapping[str, Any], pictures: Preprocessing | Path | None) -> Self: ...
+    def _read(cls, config: Mapping[str, Any], preprocessing: Preprocessing | Path | None) -> Self:
+        """Do the work of `read`; what is missing may raise as it comes."""
 
     @classmethod
     @abc.abstractmethod
@@ -171,10 +172,9 @@ class Facts(abc.ABC):
         """(how many, rows, columns) of a layer's matrices, which are what is quantised: projections, MLP or experts."""
         d, mlps = self.llm, self.llm.num_experts or 1
         width = d.intermediate_size // (self.experts_per_token or 1)
-        return (
-            (1, d.query_width + 2 * d.kv_width, d.hidden_size), (1, d.hidden_size, d.query_width),
-            (2 * mlps, width, d.hidden_size), (mlps, d.hidden_size, width),
-        )  # fmt: skip
+        queries_keys_values = (1, d.query_width + 2 * d.kv_width, d.hidden_size)
+        output = (1, d.hidden_size, d.query_width)
+        return queries_keys_values, output, (2 * mlps, width, d.hidden_size), (mlps, d.hidden_size, width)
 
     def llm_values(self) -> tuple[int, int]:
         """Return how many of the LLM's weights are quantised, and how many are not: embeddings and head."""
@@ -190,9 +190,15 @@ class Facts(abc.ABC):
 
     @abc.abstractmethod
     def frame_size(
-        self, width: int, height: int, n_frames: int | None = None, *,
-        min_pixels: int | None = None, max_pixels: int | None = None, max_video_tokens: int | None = None,
-    ) -> tuple[int, int]:  # fmt: skip
+        self,
+        width: int,
+        height: int,
+        n_frames: int | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_video_tokens: int | None = None,
+    ) -> tuple[int, int]:
         """Return (height, width) in pixels to decode frames at; see `OmniModel.frame_size`."""
 
     def group_tokens(self, height: int, width: int) -> int:
@@ -200,10 +206,10 @@ class Facts(abc.ABC):
         return (height // self.pixel_unit) * (width // self.pixel_unit)
 
     @abc.abstractmethod
-    def sound_tokens(self, seconds: float) -> int:
+    def audio_tokens(self, seconds: float) -> int:
         """Return the tokens that so much sound becomes."""
 
-    def last_position(self, text: int, video_s: float | None, sound: int, tokens: int) -> int:
+    def last_position(self, text: int, video_s: float | None, audio: int, tokens: int) -> int:
         """Return the largest rotary position of the media.
 
         Parameters
@@ -212,8 +218,8 @@ class Facts(abc.ABC):
             Tokens before them.
         video_s : float or None
             Seconds from the start to the last group of frames; None: no pictures.
-        sound, tokens : int
-            Sound tokens, and all.
+        audio, tokens : int
+            Sound tokens, and all media tokens.
         """
-        seen = -1 if video_s is None else int(video_s * self.positions_per_s)
-        return text + max(seen, sound - 1)
+        video = -1 if video_s is None else int(video_s * self.positions_per_s)
+        return text + max(video, audio - 1)

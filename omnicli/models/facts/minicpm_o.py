@@ -102,19 +102,24 @@ class MiniCPMOFacts(Facts):
         return {**TEXT, "vision_config": VISION, "audio_config": AUDIO}
 
     @classmethod
-    def _read(cls, config: Mapping[str, Any], pictures: Preprocessing | Path | None) -> Self:
+    def _read(cls, config: Mapping[str, Any], preprocessing: Preprocessing | Path | None) -> Self:
         import json
 
         processor: dict[str, Any] = {}
-        if isinstance(pictures, Path) and (pictures / "preprocessor_config.json").is_file():
-            processor = json.loads((pictures / "preprocessor_config.json").read_text(encoding="utf-8"))
+        if isinstance(preprocessing, Path) and (preprocessing / "preprocessor_config.json").is_file():
+            processor = json.loads((preprocessing / "preprocessor_config.json").read_text(encoding="utf-8"))
         vision, audio = config["vision_config"], config["audio_config"]
         pool = int(config.get("audio_pool_step", POOL))
         rate = POSITIONS_PER_S / pool
         return cls(
             llm=Dimensions(
-                config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"],
-                config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"], config["vocab_size"],
+                hidden_size=config["hidden_size"],
+                intermediate_size=config["intermediate_size"],
+                depth=config["num_hidden_layers"],
+                heads=config["num_attention_heads"],
+                kv_heads=config["num_key_value_heads"],
+                head_dim=config["head_dim"],
+                vocab_size=config["vocab_size"],
             ),
             max_position=config["max_position_embeddings"],
             window_s=1.0,
@@ -126,18 +131,24 @@ class MiniCPMOFacts(Facts):
             video_batch=VIDEO_BATCH,
             vision=Tower(vision["hidden_size"], vision["intermediate_size"], vision["num_attention_heads"]),
             audio=Tower(audio["d_model"], audio["encoder_ffn_dim"], audio["encoder_attention_heads"]),
-            pictures=Preprocessing((0.5,) * 3, (0.5,) * 3, 0, 0),
+            preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, 0, 0),
             mel_bands=audio["num_mel_bins"],
             stem_values=2 * audio["d_model"],
             queries=int(config.get("query_num", QUERIES)),
             pool=pool,
             resolution=int(processor.get("scale_resolution", RESOLUTION)),
-        )  # fmt: skip
+        )
 
     def frame_size(
-        self, width: int, height: int, n_frames: int | None = None, *,
-        min_pixels: int | None = None, max_pixels: int | None = None, max_video_tokens: int | None = None,
-    ) -> tuple[int, int]:  # fmt: skip
+        self,
+        width: int,
+        height: int,
+        n_frames: int | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_video_tokens: int | None = None,
+    ) -> tuple[int, int]:
         """See `Facts.frame_size`: the area of 448 x 448 in the picture's own shape, within the limits given."""
         area = max(self.resolution**2, min_pixels or 0)
         return frame_size(width, height, area if max_pixels is None else min(area, max_pixels), self.pixel_unit)
@@ -146,12 +157,12 @@ class MiniCPMOFacts(Facts):
         """Return the queries: a frame has as many tokens whatever its size."""
         return self.queries
 
-    def sound_tokens(self, seconds: float) -> int:
+    def audio_tokens(self, seconds: float) -> int:
         """Return the tokens of pieces of 30 seconds, each alone; what fills no token is dropped."""
         pieces, rest = divmod(int(seconds * 100 + 1e-6), 100 * PIECE_S)
         return pieces * (PIECE_S * POSITIONS_PER_S // self.pool) + (rest + 1) // 2 // self.pool
 
-    def last_position(self, text: int, video_s: float | None, sound: int, tokens: int) -> int:
+    def last_position(self, text: int, video_s: float | None, audio: int, tokens: int) -> int:
         """Return the last token's number: positions count what is read."""
         return text + tokens - 1
 

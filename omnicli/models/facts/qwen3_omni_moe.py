@@ -55,7 +55,7 @@ class Qwen3OmniMoeFacts(QwenOmniFacts):
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
     short_names: ClassVar[dict[str, str]] = {"qwen3-omni-30b": "Qwen/Qwen3-Omni-30B-A3B-Instruct"}
     dummies: ClassVar[dict[str, str]] = {"qwen3-omni-30b": "30b"}
-    positions_per_s_of_sound: ClassVar[float] = float(TOKENS_PER_SECOND)
+    audio_positions_per_s: ClassVar[float] = float(TOKENS_PER_SECOND)
     parameters: ClassVar[dict[str, int]] = {"30b": 31_719_205_488}
     skips: ClassVar[tuple[str, ...]] = ("talker.", "code2wav.")
     defaults: ClassVar[Preprocessing] = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 128 * 32 * 32, 768 * 32 * 32)
@@ -90,7 +90,7 @@ class Qwen3OmniMoeFacts(QwenOmniFacts):
         return 2
 
     @staticmethod
-    def _sound_rate(config: Mapping[str, Any]) -> float:
+    def _audio_rate(config: Mapping[str, Any]) -> float:
         return float(TOKENS_PER_SECOND)
 
     @staticmethod

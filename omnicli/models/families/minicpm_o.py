@@ -34,10 +34,10 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from omnicli.errors import ModelError, near_names
 from omnicli.models import chat, layout
-from omnicli.models.attention import causal_attention, last_query_attention
-from omnicli.models.base import OmniModel, Part
+from omnicli.models.base import OmniModel
 from omnicli.models.components import minicpm_o_weights as weights
-from omnicli.models.components.minicpm_o_towers import PieceEncoder, SoundTower, VisionEncoder
+from omnicli.models.components.minicpm_o_towers import AudioTower, PieceEncoder, VisionTower
+from omnicli.models.decoder import decoder_layer, query_attention
 from omnicli.models.facts.minicpm_o import AUDIO, FACTS, PIECE_S, VERSION
 from omnicli.models.mel import SILENCE
 from omnicli.models.parts import (
@@ -48,8 +48,10 @@ from omnicli.models.parts import (
     EncodedAudio,
     EncodedClip,
     EncodedVideo,
+    LayerCache,
     Prompt,
 )
+from omnicli.models.placement import Part
 from omnicli.models.weights.dummy import filled, unfilled_model, weightless_model
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class MiniCPMO(OmniModel):
     model_types, short_names, dummies = FACTS.model_types, FACTS.short_names, FACTS.dummies
     audio_block = AudioBlock(float(PIECE_S), AUDIO["num_mel_bins"])
     cuda_graph_safe = True
+    position_axes, nominal_fps = 1, 1.0
     experimental: ClassVar[str] = "written from published facts and not yet run on the released weights"
 
     def __init__(
@@ -98,18 +101,23 @@ class MiniCPMO(OmniModel):
         self._text = parts.llm.model
         weight = parts.llm.lm_head.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self._take(settings.facts)
-        self.position_axes, self.nominal_fps = 1, 1.0
-        self._see, self._hear = VisionEncoder(parts, settings), SoundTower(parts, settings)
+        self.facts = settings.facts
+        self._vision, self._audio = VisionTower(parts, settings), AudioTower(parts, settings)
         self.tokenizer: chat.TextTokenizer = chat.TextTokenizer(tokenizer)
         self.stop_ids = frozenset(stop_ids) | chat.stop_ids(tokenizer)
         self._before = lru_cache(maxsize=4)(lambda video, audio: len(self.prompt("", video=video, audio=audio).before))
 
     @classmethod
     def load(
-        cls, folder: Path, *, name: str, revision: str, device: torch.device, dtype: torch.dtype,
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        revision: str,
+        device: torch.device,
+        dtype: torch.dtype,
         quantizer: Quantizer | None = None,
-    ) -> MiniCPMO:  # fmt: skip
+    ) -> MiniCPMO:
         """Load a folder in hub layout; the speech output and the folder's Python files are not touched."""
         settings = weights.Settings.read(name, folder)
         with chat.quiet():
@@ -125,9 +133,16 @@ class MiniCPMO(OmniModel):
 
     @classmethod
     def dummy(
-        cls, size: str, *, name: str, device: torch.device, dtype: torch.dtype, layers: int | None, scale: float,
+        cls,
+        size: str,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        layers: int | None,
+        scale: float,
         quantizer: Quantizer | None = None,
-    ) -> MiniCPMO:  # fmt: skip
+    ) -> MiniCPMO:
         """Build version ``size`` ("4.5") with random weights on the device; no files are read."""
         if size != VERSION:
             raise ModelError(f"no dummy weights of MiniCPM-o in version {size!r}{near_names(size, [VERSION])}")
@@ -154,7 +169,7 @@ class MiniCPMO(OmniModel):
         """See `OmniModel.encode_video`; any number of frames in any call."""
         self._check(capture)
         self.activate("encoders")
-        return self._see(frames.to(self.device), capture)
+        return self._vision(frames.to(self.device), capture)
 
     def measure_log_mel_max(self, blocks: Iterable[np.ndarray]) -> float:
         """Return the smallest value there is, without reading ``blocks``: every piece has its own maximum."""
@@ -165,13 +180,12 @@ class MiniCPMO(OmniModel):
     ) -> AudioEncoder:
         """See `OmniModel.audio_encoder`. Exact in one pass: ``log_mel_max`` has nothing to decide."""
         self._check(capture)
-        bands = self.settings.audio.num_mel_bins
 
-        def hear(mel: Tensor) -> list[EncodedAudio]:
+        def encode(mel: Tensor) -> list[EncodedAudio]:
             self.activate("encoders")
-            return self._hear(mel, capture)
+            return self._audio(mel, capture)
 
-        return PieceEncoder(hear, bands, max(1, round(batch_s / PIECE_S)))
+        return PieceEncoder(encode, self.facts.mel_bands, max(1, round(batch_s / PIECE_S)))
 
     def _check(self, capture: frozenset[str]) -> None:
         if missing := sorted(capture - CAPTURED):
@@ -191,7 +205,7 @@ class MiniCPMO(OmniModel):
         end_s: float | None = None,
     ) -> EncodedClip:
         """See `OmniModel.assemble`. Second by second, its frames and then its sound; positions count tokens."""
-        clock = layout.Clock(start_s, end_s, 0, self.positions_per_s, self.window_s, self.frame_group)
+        clock = layout.Clock(start_s, end_s, 0, self.facts.positions_per_s, self.facts.window_s, self.frame_group)
         clip = layout.assemble(video, np.asarray(frame_times, np.float64), audio, clock, self.device)
         return layout.numbered(clip, self._before(clip.video, clip.audio))
 
@@ -204,7 +218,7 @@ class MiniCPMO(OmniModel):
         built = chat.build_prompt(
             self.tokenizer, TEMPLATE, MARKERS, question, video=video, audio=audio, history=history, preface=preface
         )
-        return Prompt(built.before.to(self.device), built.after.to(self.device), built.question, built.text)
+        return built.to(self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """See `OmniModel.embed`."""
@@ -218,37 +232,15 @@ class MiniCPMO(OmniModel):
         return self._text.rotary_emb(self.parts.llm.lm_head.weight, position_ids)
 
     def layer(
-        self, index: int, hidden: Tensor, rope: Any, cache: Any = None, last_attention: bool = False
+        self, index: int, hidden: Tensor, rope: Any, cache: LayerCache | None = None, last_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """See `OmniModel.layer`; differentiable with ``cache=None``."""
-        block = self._text.layers[index]
-        attn, n = block.self_attn, hidden.shape[0]
-        x = block.input_layernorm(hidden)
-        query, key = attn.q_norm(self._headed(attn.q_proj, x)), attn.k_norm(self._headed(attn.k_proj, x))
-        query, key = apply_rotary_pos_emb(query, key, *rope)
-        value = self._headed(attn.v_proj, x)
-        seen = None
-        if cache is not None:
-            key, value = cache.update(key, value, index)
-            seen = cache.seen(index)
-        mixed = causal_attention(query, key, value, attn.scaling, seen)
-        received = last_query_attention(query, key, attn.scaling) if last_attention else None
-        hidden = hidden + attn.o_proj(mixed.transpose(1, 2).reshape(n, -1))
-        return hidden + block.mlp(block.post_attention_layernorm(hidden)), received
+        block, rotate = self._text.layers[index], apply_rotary_pos_emb
+        return decoder_layer(block, hidden, rope, rotate, index=index, cache=cache, last_attention=last_attention)
 
     def query_attention(self, index: int, hidden: Tensor, rope: Any) -> Tensor:
         """See `OmniModel.query_attention`."""
-        block = self._text.layers[index]
-        attn, n = block.self_attn, hidden.shape[0]
-        x = block.input_layernorm(hidden)
-        key, query = attn.k_norm(self._headed(attn.k_proj, x)), attn.q_norm(self._headed(attn.q_proj, x[-1:]))
-        query, _ = apply_rotary_pos_emb(query, query, *self.slice_rope(rope, slice(n - 1, n)))
-        _, key = apply_rotary_pos_emb(key, key, *rope)
-        return last_query_attention(query, key, attn.scaling)
-
-    def _headed(self, projection: Any, x: Tensor) -> Tensor:
-        """Project hidden states (n, D) to (1, heads, n, head_dim)."""
-        return projection(x).view(1, x.shape[0], -1, self.head_dim).transpose(1, 2)
+        return query_attention(self._text.layers[index], hidden, rope, apply_rotary_pos_emb)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `OmniModel.logits`."""

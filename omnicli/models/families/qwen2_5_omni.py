@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from omnicli.errors import ModelError
 from omnicli.models import chat, layout
 from omnicli.models.components.qwen_omni import QwenOmni, require_transformers
-from omnicli.models.components.towers import picture_captures, sound_captures, sound_layers, split
+from omnicli.models.components.towers import audio_captures, audio_layers, split, video_captures
 from omnicli.models.facts.qwen2_5_omni import AUDIO, FACTS, MAX_POSITION, SIZES, VISION
 from omnicli.models.parts import EncodedAudio, EncodedVideo
 from omnicli.models.weights.dummy import Shrink, byte_tokenizer, size_of, special_ids
@@ -45,7 +45,6 @@ class Qwen25Omni(QwenOmni):
     )
     rotate = staticmethod(stock.apply_rotary_pos_emb)
     joined_marks = True
-    position_dtype = torch.int64
     cuda_graph_safe = True
 
     def __init__(self, thinker: Any, tokenizer: Any, **settings: Any) -> None:
@@ -53,7 +52,7 @@ class Qwen25Omni(QwenOmni):
         text = thinker.config.text_config
         if any(kind != "full_attention" for kind in text.layer_types):
             raise ModelError(f"{self.name}: sliding-window LLM layers are not supported for Qwen2.5-Omni")
-        self._set_sound(thinker.config.audio_config.n_window * 2)
+        self._set_audio(thinker.config.audio_config.n_window * 2)
 
     @classmethod
     def dummy_config(cls, size: str, shrink: Shrink) -> tuple[Any, Any]:
@@ -126,21 +125,21 @@ class Qwen25Omni(QwenOmni):
             hidden = hidden + block.mlp(block.norm2(hidden))
         features = visual.merger(hidden.reshape(groups * size, -1)).view(groups, plan.cells.numel(), -1)
         features = features[:, plan.cells].flatten(0, 1)
-        captured = picture_captures(
+        captured = video_captures(
             query,
             key,
             visual.blocks[-1].attn.scaling,
             capture,
-            merge=self._merge,
+            merge=self.facts.merge,
             cells=plan.cells,
             spans=spans,
         )
-        height, width = grid[0] // self._merge, grid[1] // self._merge
+        height, width = grid[0] // self.facts.merge, grid[1] // self.facts.merge
         return EncodedVideo(features, groups, height, width, *captured)
 
     def _make_plan(self, height: int, width: int) -> _VisionPlan:
-        merge, visual = self._merge, self._visual
-        side = visual.window_size // merge // self._patch
+        merge, visual = self.facts.merge, self._visual
+        side = visual.window_size // merge // self.facts.patch
         order, spans = layout.window_order(height // merge, width // merge, side)
         unit = merge * merge
         patches = (order.view(-1, 1) * unit + torch.arange(unit)).flatten()
@@ -151,18 +150,18 @@ class Qwen25Omni(QwenOmni):
 
     # ---- sound ----
 
-    def encode_sound_windows(self, windows: Tensor, capture: frozenset[str] = frozenset()) -> EncodedAudio:
-        """See `QwenOmni.encode_sound_windows`; two positions make a token. Differentiable."""
+    def encode_audio_windows(self, windows: Tensor, capture: frozenset[str] = frozenset()) -> EncodedAudio:
+        """See `QwenOmni.encode_audio_windows`; two positions make a token. Differentiable."""
         tower = self._audio
         hidden = F.gelu(tower.conv1(windows.to(self.device, tower.conv1.weight.dtype)))
         hidden = F.gelu(tower.conv2(hidden)).transpose(1, 2)
         length = hidden.shape[1]
         hidden = hidden + tower.positional_embedding(length).to(hidden.dtype)
-        hidden, query, key = sound_layers(tower.layers, hidden)
+        hidden, query, key = audio_layers(tower.layers, hidden)
         even = length // 2 * 2
         hidden = (hidden[:, 0:even:2] + hidden[:, 1:even:2]) / 2
         features = tower.proj(tower.ln_post(hidden)).flatten(0, 1)
-        return EncodedAudio(features, *sound_captures(query, key, tower.layers[-1].self_attn.scaling, capture, merge=2))
+        return EncodedAudio(features, *audio_captures(query, key, tower.layers[-1].self_attn.scaling, capture, merge=2))
 
 
 @dataclass(frozen=True)

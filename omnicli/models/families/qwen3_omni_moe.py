@@ -10,6 +10,7 @@ A released checkpoint has not been read yet: everything is checked against the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from omnicli.models import chat
 from omnicli.models.components.qwen_omni import QwenOmni, require_transformers
-from omnicli.models.components.towers import picture_captures, sound_captures, sound_layers
+from omnicli.models.components.towers import audio_captures, audio_layers, video_captures
 from omnicli.models.facts.qwen3_omni_moe import AUDIO, FACTS, SIZES, TOKENS_PER_SECOND, VISION
 from omnicli.models.parts import EncodedAudio, EncodedVideo
 from omnicli.models.weights.dummy import Shrink, byte_tokenizer, size_of, special_ids
@@ -60,13 +61,12 @@ class Qwen3OmniMoe(QwenOmni):
         "<|vision_start|><|video_pad|><|vision_end|>", "<|audio_start|><|audio_pad|><|audio_end|>"
     )
     rotate = staticmethod(stock.apply_rotary_pos_emb)
-    joined_marks = False
     position_dtype = torch.float32
-    sound_hop_s = 0.08
+    audio_hop_s = 0.08
 
     def __init__(self, thinker: Any, tokenizer: Any, **settings: Any) -> None:
         super().__init__(thinker, tokenizer, **settings)
-        self._set_sound(thinker.config.audio_config.n_window_infer, mirror_end=True)
+        self._set_audio(thinker.config.audio_config.n_window_infer, mirror_end=True)
 
     @classmethod
     def dummy_config(cls, size: str, shrink: Shrink) -> tuple[Any, Any]:
@@ -143,12 +143,12 @@ class Qwen3OmniMoe(QwenOmni):
             if index in visual.deepstack_visual_indexes:
                 merger = visual.merger_list[list(visual.deepstack_visual_indexes).index(index)]
                 levels.append(merger(hidden.flatten(0, 1)))
-        captured = picture_captures(query, key, visual.blocks[-1].attn.scaling, capture, merge=self._merge)
+        captured = video_captures(query, key, visual.blocks[-1].attn.scaling, capture, merge=self.facts.merge)
         return EncodedVideo(
             visual.merger(hidden.flatten(0, 1)),
             groups,
-            grid[0] // self._merge,
-            grid[1] // self._merge,
+            grid[0] // self.facts.merge,
+            grid[1] // self.facts.merge,
             *captured,
             layer_features=torch.stack(levels) if levels else None,
         )
@@ -160,19 +160,19 @@ class Qwen3OmniMoe(QwenOmni):
             num_grid_per_side=visual.num_grid_per_side,
             mode=visual.interpolation_mode,
             align_corners=visual.interpolation_align_corners,
-            spatial_merge_size=self._merge,
+            spatial_merge_size=self.facts.merge,
         )
         table = visual.pos_embed.weight
         positions = (visual.pos_embed(indices.to(table.device)) * weights.to(table.device)[:, :, None]).sum(1)
-        cos, sin = visual.rotary_pos_emb(table, get_vision_position_ids(grid, self._merge).to(table.device))
+        cos, sin = visual.rotary_pos_emb(table, get_vision_position_ids(grid, self.facts.merge).to(table.device))
         return _VisionPlan(positions.to(table.dtype), cos, sin)
 
     # ---- sound ----
 
-    def encode_sound_windows(
+    def encode_audio_windows(
         self, windows: Tensor, capture: frozenset[str] = frozenset(), alone: bool = False
     ) -> EncodedAudio:
-        """See `QwenOmni.encode_sound_windows`.
+        """See `QwenOmni.encode_audio_windows`.
 
         The stock code fills the last second of a sound with zeros of normalised mel, which the convolutions see, unless
         the whole sound is shorter than a second (``alone``).
@@ -185,24 +185,19 @@ class Qwen3OmniMoe(QwenOmni):
             hidden = F.gelu(conv(hidden))
         hidden = tower.conv_out(hidden.permute(0, 3, 1, 2).flatten(2))
         hidden = hidden + tower.positional_embedding(hidden.shape[1]).to(hidden.dtype)
-        hidden = hidden.unflatten(0, (n, -1)).flatten(1, 2)[:, : self.sound_tokens(length)]
-        hidden, query, key = sound_layers(tower.layers, hidden)
+        hidden = hidden.unflatten(0, (n, -1)).flatten(1, 2)[:, : self.facts.mel_tokens(length)]
+        hidden, query, key = audio_layers(tower.layers, hidden)
         features = tower.proj2(tower.act(tower.proj1(tower.ln_post(hidden)))).flatten(0, 1)
-        return EncodedAudio(features, *sound_captures(query, key, tower.layers[-1].self_attn.scaling, capture))
+        return EncodedAudio(features, *audio_captures(query, key, tower.layers[-1].self_attn.scaling, capture))
 
     def _encode_rest(self, window: Tensor, capture: frozenset[str], alone: bool) -> EncodedAudio:
-        return self.encode_sound_windows(window, capture, alone)
+        return self.encode_audio_windows(window, capture, alone)
 
     # ---- layer loop ----
 
-    def _queries(self, attn: Any, x: Tensor) -> Tensor:
-        return attn.q_norm(attn.q_proj(x).view(1, x.shape[0], -1, self.head_dim)).transpose(1, 2)
-
-    def _keys(self, attn: Any, x: Tensor) -> Tensor:
-        return attn.k_norm(attn.k_proj(x).view(1, x.shape[0], -1, self.head_dim)).transpose(1, 2)
-
-    def _mlp(self, block: Any, x: Tensor) -> Tensor:
-        return block.mlp(x[None])[0]  # the stock block of experts takes batches
+    def _mlp(self, block: Any) -> Callable[[Tensor], Tensor]:
+        """See `QwenOmni`; the stock block of experts takes batches."""
+        return lambda x: block.mlp(x[None])[0]
 
 
 def _deepstack(depth: int, levels: int) -> list[int]:

@@ -122,12 +122,12 @@ def unfilled_model(architecture: Any, config: Any, device: torch.device | str, d
 
 def weightless_model(architecture: Any, config: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
     """Build a model on a device with its buffers there and its weights without storage."""
-    from torch.nn.modules.module import register_module_parameter_registration_hook as watch
+    from torch.nn.modules.module import register_module_parameter_registration_hook
 
     def without(module: Any, name: str, weight: torch.nn.Parameter) -> Any:
         return torch.nn.Parameter(weight.to("meta"), requires_grad=False)
 
-    hook = watch(without)
+    hook = register_module_parameter_registration_hook(without)
     try:
         return unfilled_model(architecture, config, device, dtype)
     finally:

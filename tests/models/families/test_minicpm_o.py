@@ -255,11 +255,11 @@ def test_the_mask_decides(omni, monkeypatch):
     mel = torch.randn(1, 80, 600, generator=torch.Generator().manual_seed(0))
     later = mel.clone()
     later[:, :, 450:] += 1
-    first, second = (omni._hear(m, frozenset())[0].features for m in (mel, later))
+    first, second = (omni._audio(m, frozenset())[0].features for m in (mel, later))
     changed = ((first - second).abs().amax(1) > 1e-5).tolist()
     assert changed == [False] * 40 + [True] * 20  # second 4 as a whole, and what follows
     open_ = tiny_minicpm.model(audio_chunk_length=-1)
-    first, second = (open_._hear(m, frozenset())[0].features for m in (mel, later))
+    first, second = (open_._audio(m, frozenset())[0].features for m in (mel, later))
     assert bool(((first - second).abs().amax(1) > 1e-5).all())
 
 
@@ -537,7 +537,7 @@ COUNTS = {"llm": 8189, "vpm": 418, "resampler": 89, "apm": 307, "audio_projectio
 
 def test_shrunken_dummies_run_end_to_end():
     omni = load_model("dummy:minicpm-o-4.5,layers=2,scale=0.04", "cpu", "bf16")
-    assert (omni.depth, omni.heads, omni.kv_heads, omni.head_dim) == (2, 4, 1, 128)
+    assert (omni.depth, omni.facts.llm.heads, omni.kv_heads, omni.head_dim) == (2, 4, 1, 128)
     assert omni.dtype == torch.bfloat16 and len(omni.parts.vpm.encoder.layers) == 2
     clip = tiny.encode(omni, tiny.frames(3, 112, 168), [0.0, 1.0, 2.0], tiny.sound(3.0), capture=BOTH)
     assert clip.tokens.features.isfinite().all() and clip.tokens.features.std() > 0.05

@@ -265,7 +265,7 @@ def released(tmp_path_factory):
 def test_checkpoints_of_both_depths_load(released, size, full, tied):
     omni = load_model(released(size, full, tied), device="cpu")
     dims = DEPTHS[size]
-    assert (omni.depth, omni.heads, omni.kv_heads) == (dims["layers"], dims["heads"], dims["kv_heads"])
+    assert (omni.depth, omni.facts.llm.heads, omni.kv_heads) == (dims["layers"], dims["heads"], dims["kv_heads"])
     expected = tiny.thinker(**dims)[0].state_dict()
     table = "model.language_model.embed_tokens.weight"
     if tied:

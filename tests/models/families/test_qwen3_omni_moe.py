@@ -67,11 +67,11 @@ def test_one_missing_expert_is_refused(folders, tmp_path):
 
 
 def test_what_the_model_says_of_itself(omni):
-    assert (omni.depth, omni.heads, omni.kv_heads, omni.head_dim, omni.hidden_size) == (4, 4, 2, 16, 64)
-    assert (omni.intermediate_size, omni.num_experts) == (2 * 32, 8)
-    assert (omni.audio_tokens_per_s, omni.positions_per_s, omni.window_s) == (13, 13, 2)
-    assert (omni.pixel_unit, omni.frame_group, omni.max_position) == (32, 2, 65536)
-    assert omni.preprocessing.mean == omni.preprocessing.std == (0.5, 0.5, 0.5)
+    assert (omni.depth, omni.facts.llm.heads, omni.kv_heads, omni.head_dim, omni.hidden_size) == (4, 4, 2, 16, 64)
+    assert (omni.facts.llm.intermediate_size, omni.facts.llm.num_experts) == (2 * 32, 8)
+    assert (omni.audio_tokens_per_s, omni.facts.positions_per_s, omni.facts.window_s) == (13, 13, 2)
+    assert (omni.facts.pixel_unit, omni.frame_group, omni.max_position) == (32, 2, 65536)
+    assert omni.facts.preprocessing.mean == omni.facts.preprocessing.std == (0.5, 0.5, 0.5)
     assert omni.thinker.config.text_config._experts_implementation == "grouped_mm"
 
 

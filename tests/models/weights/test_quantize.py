@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -19,10 +20,8 @@ from omnicli.encode.film import load_film
 from omnicli.errors import ModelError
 from omnicli.models import loading
 from omnicli.models.loading import load_model
-from omnicli.models.weights import offload as shelf
-from omnicli.models.weights import quantize
-from tests.cli import films
-from tests.support import tiny, tiny_minicpm, tiny_qwen3
+from omnicli.models.weights import offload, quantize
+from tests.support import films, tiny, tiny_minicpm, tiny_qwen3
 
 FAMILIES = {"qwen2.5": tiny, "qwen3": tiny_qwen3, "minicpm": tiny_minicpm}
 KINDS = ("int8", "int4")
@@ -227,7 +226,7 @@ def test_what_goes_wrong_while_transformers_loads_is_told_as_it_is(folders, monk
 def test_the_library_is_imported_without_fetching_kernels():
     code = """
 import sys, types
-from omnicli.models import quantize
+from omnicli.models.weights import quantize
 kernels = types.ModuleType("kernels")
 def get_kernel(*a, **k):
     print("fetched")
@@ -279,28 +278,25 @@ class Device:
             good = [host.clone() for _, host in there._here]
             for _, host in there._here:
                 host.fill_(math.nan) if host.is_floating_point() else host.zero_()
-            monkeypatch.setattr(
-                there, "fetch", lambda device, part=part, there=there, good=good: self.fetch(part, there, good)
-            )
-            monkeypatch.setattr(
-                there, "put_back", lambda part=part, there=there, back=there.put_back: self.back(part, there, back)
-            )
+            monkeypatch.setattr(there, "to_device", partial(self.to_device, part, there, good))
+            monkeypatch.setattr(there, "to_host", partial(self.to_host, part, there, there.to_host))
 
-    def fetch(self, part, there, good):
+    def to_device(self, part, there, good, device):
         if not there._away:
             self.log.append(f"{part} in")
             for (tensor, _), values in zip(there._here, good, strict=True):
                 tensor.data = values.clone()
             there._away = True
 
-    def back(self, part, there, back):
+    def to_host(self, part, there, back):
         if there._away:
             self.log.append(f"{part} out")
         back()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("kind", ["none", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "none") for name in FAMILIES), ("qwen3", "int8"), ("minicpm", "int4")]
+)
 def test_what_works_is_on_the_device_and_the_rest_is_not(folders, film, name, kind, monkeypatch):
     config = load_config("avoc", ["generate.max_new_tokens=6"])
     expected = pipeline.ask(film, ["Who?", "When?"], config, load_model(folders[name], "cpu", quantize=kind))
@@ -314,22 +310,22 @@ def test_what_works_is_on_the_device_and_the_rest_is_not(folders, film, name, ki
     assert device.log[3:] == ["llm out", "encoders in", "encoders out", "llm in"]
 
 
-def test_a_shelf_copies_and_forgets(monkeypatch):
+def test_offloaded_weights_are_copied_and_forgotten(monkeypatch):
     layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).requires_grad_(False)
     host = [t.data_ptr() for t in (*layer.parameters(), *layer.buffers())]
-    own = shelf.OffloadedWeights([layer])
+    own = offload.OffloadedWeights([layer])
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self.clone())  # as to another device
     with torch.inference_mode():
-        own.fetch(torch.device("cpu"))
+        own.to_device(torch.device("cpu"))
         away = [t.data_ptr() for t in (*layer.parameters(), *layer.buffers())]
-        own.fetch(torch.device("cpu"))
+        own.to_device(torch.device("cpu"))
         assert away == [t.data_ptr() for t in (*layer.parameters(), *layer.buffers())] and not set(away) & set(host)
         assert not layer[0].weight.is_inference()
-    own.put_back()
+    own.to_host()
     assert host == [t.data_ptr() for t in (*layer.parameters(), *layer.buffers())]
 
 
-def test_every_weight_is_on_one_shelf(folders):
+def test_every_weight_is_offloaded_once(folders):
     for name, folder in folders.items():
         model = load_model(folder, "cpu")
         held = [id(p) for part in model.weights().values() for module in part for p in module.parameters()]
