@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omnicli.cli import defaults, render
 from omnicli.cli.options import SharedOptions
 from omnicli.errors import MediaError, UsageError, near_names
+from omnicli.utils.display import clock_time
 from omnicli.utils.timing import StageClock
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def write_evidence(path: Path, answers: Sequence[Answer], folder: Path) -> None:
     info, written = probe(path), 0
     for number, answer in enumerate(answers, start=1):
         for found in answer.evidence:
-            at = f"{render.clock_time(found['start_s'])}-{render.clock_time(found['end_s'])}".replace(":", ".")
+            at = f"{clock_time(found['start_s'])}-{clock_time(found['end_s'])}".replace(":", ".")
             name = f"{path.stem} q{number} {at} {found['modality']}"
             cut.write_clip(info, found["start_s"], found["end_s"], folder / f"{name}.mkv")
             written += 1

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from omnicli.utils.display import KINDS, clock_time
 from omnicli.utils.timing import LABELS
 
 if TYPE_CHECKING:
@@ -104,19 +105,13 @@ class AnswerStream:
             self.close()
 
 
-def clock_time(seconds: float) -> str:
-    """Return mm:ss, or h:mm:ss from an hour on."""
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
-
-
 def evidence_lines(answers: Sequence[Answer]) -> str:
     """Return a line for each stretch that an answer rests on, strongest first; with several answers, their numbers."""
     out = []
     for number, one in enumerate(answers, start=1):
         which = f"[{number}] " if len(answers) > 1 else ""
         for found in one.evidence:
-            what = {"video": "pictures", "audio": "sound"}[found["modality"]]
+            what = KINDS[found["modality"]]
             span = f"{clock_time(found['start_s'])} - {clock_time(found['end_s'])}"
             out.append(f"{which}{span}  {what}  {100 * found['score']:.0f} % of the attention\n")
         if not one.evidence:

@@ -11,7 +11,7 @@ the tokens, with a warning for everything that was cut or could not be read.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,9 +20,10 @@ import torch
 
 from omnicli.encode.prefetch import prefetch
 from omnicli.errors import MediaError
-from omnicli.media import audio, sampling
+from omnicli.media import sampling
+from omnicli.media.audio import SAMPLE_RATE
 from omnicli.media.container import DecodeStats
-from omnicli.media.pieces import Decoder, VideoPieces, Piece, AudioPieces
+from omnicli.media.pieces import AudioPieces, Decoder, Piece, VideoPieces
 from omnicli.models.base import OmniModel
 from omnicli.models.parts import EncodedAudio, EncodedClip, EncodedVideo
 from omnicli.types import MediaUsed
@@ -32,10 +33,8 @@ if TYPE_CHECKING:
 
     from omnicli.config.settings import MediaConfig
     from omnicli.media.probe import MediaInfo
+    from omnicli.utils.context import RunContext
     from omnicli.utils.timing import StageClock
-
-Progress = Callable[[str, float, "float | None"], None]
-"""Called with a stage's name, how much is done and of how much: media seconds, or tokens inside the LLM."""
 
 _CUT_S = 0.5  # a difference below half a second is rounding at the borders of frames, not a cut
 _T = TypeVar("_T")
@@ -57,8 +56,8 @@ class DecodeJob:
     ----------
     info : MediaInfo
         From `probe`.
-    clock : StageClock
-        Takes what threads do as busy time.
+    context : RunContext
+        Its clock takes what threads do as busy time.
     decoder : Decoder
         Where it is decoded.
 
@@ -69,16 +68,16 @@ class DecodeJob:
     """
 
     def __init__(
-        self, info: MediaInfo, settings: MediaConfig, model: OmniModel, clock: StageClock, decoder: Decoder
+        self, info: MediaInfo, settings: MediaConfig, model: OmniModel, context: RunContext, decoder: Decoder
     ) -> None:
         start = settings.start or 0.0
         end = info.duration_s if settings.end is None else min(settings.end, info.duration_s)
         if start >= info.duration_s:
             raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s; there is nothing from {start:g} s on")
-        self.film = _Film(info, settings, model, (start, end), clock, decoder)
-        self.pictures, self.sound = _Pictures(self.film), _Sound(self.film)
+        self.film = _Film(info, settings, model, (start, end), context, decoder)
+        self.video, self.audio = _Video(self.film), _Audio(self.film)
         self._stack = ExitStack()
-        self._begin([self.pictures, self.sound])
+        self._begin([self.video, self.audio])
 
     def __enter__(self) -> DecodeJob:
         return self
@@ -91,31 +90,31 @@ class DecodeJob:
         self._stack.close()
 
     def again(self) -> None:
-        """Read the pictures from the beginning, in one go."""
+        """Read the video from the beginning, in one go."""
         self.close()
-        self.pictures = _Pictures(self.film, stretches=1)
-        self._begin([self.pictures])
+        self.video = _Video(self.film, stretches=1)
+        self._begin([self.video])
 
-    def _begin(self, senses: list[_Pictures | _Sound]) -> None:
+    def _begin(self, tracks: list[_Video | _Audio]) -> None:
         self._sources: list[tuple[Any, Iterator[Any]]] = [
-            (sense, source) for sense in senses for source in sense.sources
+            (track, source) for track in tracks for source in track.sources
         ]
         self._items = self._stack.enter_context(prefetch([source for _, source in self._sources]))
 
     def pieces(self) -> Iterator[tuple[Any, Any]]:
-        """Yield a sense and a piece for its `take`, as they become ready."""
-        clock = self.film.clock
+        """Yield a track and a piece for its `take`, as they become ready."""
+        clock = self.film.context.clock
         while True:
             begin = clock.elapsed()
             found = next(self._items, None)
             if found is None:
                 return
-            sense = self._sources[found[0]][0]
-            clock.waited(sense.decode, clock.elapsed() - begin)
-            yield sense, found[1]
+            track = self._sources[found[0]][0]
+            clock.waited(track.stage, clock.elapsed() - begin)
+            yield track, found[1]
 
 
-def encode(decoding: DecodeJob, *, capture: frozenset[str], progress: Progress) -> Encoded:
+def encode(decoding: DecodeJob, capture: frozenset[str]) -> Encoded:
     """Encode a film as it is decoded, and close its decoding.
 
     Parameters
@@ -128,52 +127,51 @@ def encode(decoding: DecodeJob, *, capture: frozenset[str], progress: Progress) 
     MediaError
         Nothing to encode in the span, or sound was insisted on and there is none.
     """
-    film, sound = decoding.film, decoding.sound
-    info, settings, model, clock, (start, end) = film.info, film.settings, film.model, film.clock, film.span
+    film, audio = decoding.film, decoding.audio
+    info, settings, model, clock, (start, end) = film.info, film.settings, film.model, film.context.clock, film.span
     with decoding:
         with clock.stage("load"):
             model.activate("encoders")
-        _run(decoding, [decoding.pictures, sound], capture, progress)
-        if decoding.pictures.torn:
+        _run(decoding, [decoding.video, audio], capture)
+        if decoding.video.torn:
             decoding.again()
-            _run(decoding, [decoding.pictures], capture, progress)
-    pictures = decoding.pictures
-    times, pieces, sounds = pictures.times, pictures.pieces, sound.pieces
-    if not sounds and (settings.require_audio or settings.audio == "on"):
+            _run(decoding, [decoding.video], capture)
+    video, times = decoding.video, decoding.video.times
+    if not audio.pieces and (settings.require_audio or settings.audio == "on"):
         raise MediaError(
             f"{info.path}: {'no sound track' if info.audio is None else 'the sound track gives no sound'}; "
             "drop --require-audio or --audio on to answer from pictures only"
         )
-    if not pieces and not sounds:
+    if not video.pieces and not audio.pieces:
         raise MediaError(f"{info.path}: no picture and no sound between {start:g} s and {end:g} s")
     laid_out = times if settings.clock == "true" else [start + i / model.nominal_fps for i in range(len(times))]
     with clock.stage("preprocess"):
-        clip = model.assemble(pieces, laid_out, sounds, start, end)
-    used = _used(film, times, sounds, pictures.size)
-    return Encoded(clip, used, tuple(_warnings(info, settings, used, pictures.stats, sound.stats)))
+        clip = model.assemble(video.pieces, laid_out, audio.pieces, start, end)
+    used = _used(film, video, audio)
+    return Encoded(clip, used, tuple(_warnings(info, settings, used, video.stats, audio.stats)))
 
 
 @dataclass(frozen=True)
 class _Film:
-    """What both senses of one film share; ``span`` is (start, end) in seconds of the file."""
+    """What both tracks of one film share; ``span`` is (start, end) in seconds of the file."""
 
     info: MediaInfo
     settings: MediaConfig
     model: OmniModel
     span: tuple[float, float]
-    clock: StageClock
+    context: RunContext
     decoder: Decoder
 
 
-def _run(begun: DecodeJob, senses: list[_Pictures | _Sound], capture: frozenset[str], progress: Progress) -> None:
+def _run(decoding: DecodeJob, tracks: list[_Video | _Audio], capture: frozenset[str]) -> None:
     """Encode what is ready, until all is done."""
-    for sense, piece in begun.pieces():
-        sense.take(piece, capture, progress)
-    for sense in senses:
-        sense.finish()
+    for track, piece in decoding.pieces():
+        track.take(piece, capture)
+    for track in tracks:
+        track.finish()
 
 
-class _Pictures:
+class _Video:
     """The frames of a span: ``sources`` decode them in batches, `take` encodes a batch.
 
     Attributes
@@ -184,7 +182,7 @@ class _Pictures:
         Height and width of a frame.
     """
 
-    decode = "decode_video"
+    stage = "decode_video"
 
     def __init__(self, film: _Film, stretches: int | None = None) -> None:
         self.film = film
@@ -194,7 +192,7 @@ class _Pictures:
         self.sources: list[Iterator[_Batch]] = []
         self._stats: list[DecodeStats] = []
         self._done: dict[int, tuple[list[float], EncodedVideo]] = {}
-        self._seen = 0
+        self._encoded = 0
         info, settings, model, span, decoder = film.info, film.settings, film.model, film.span, film.decoder
         if info.video is None or info.frames is None or span[0] >= info.frames.end_s:
             return
@@ -220,7 +218,7 @@ class _Pictures:
     def _read(self, stream: VideoPieces, first: int) -> Iterator[_Batch]:
         place = itertools.count(first)
         try:
-            for piece in timed(self.film.decoder.read(stream), self.film.clock, self.decode):
+            for piece in timed(self.film.decoder.read(stream), self.film.context.clock, self.stage):
                 if isinstance(piece, Piece):
                     yield _Batch(next(place), list(piece.times), torch.from_numpy(piece.data))
                 else:
@@ -229,14 +227,14 @@ class _Pictures:
             if len(self.sources) == 1:
                 raise
 
-    def take(self, batch: _Batch, capture: frozenset[str], progress: Progress) -> None:
+    def take(self, batch: _Batch, capture: frozenset[str]) -> None:
         """Encode a batch."""
-        with self.film.clock.stage("encode_video"):
+        with self.film.context.clock.stage("encode_video"):
             self._done[batch.place] = (batch.times, self.film.model.encode_video(batch.frames, capture))
-        self._seen += len(batch.times)
+        self._encoded += len(batch.times)
         whole_s = self.film.span[1] - self.film.span[0]
-        for stage in (self.decode, "encode_video"):
-            progress(stage, self._seen / self._wanted * whole_s, whole_s)
+        for stage in (self.stage, "encode_video"):
+            self.film.context.progress(stage, self._encoded / self._wanted * whole_s, whole_s)
 
     def finish(self) -> None:
         """Put what was encoded into the film's order."""
@@ -264,13 +262,13 @@ class _Batch:
     frames: torch.Tensor
 
 
-class _Sound:
+class _Audio:
     """The sound of a span: the source decodes it in blocks, `take` encodes them. ``pieces``: complete after `finish`.
 
     Where the mel's maximum shall be exact, the source goes through the sound once more before its first block.
     """
 
-    decode = "decode_audio"
+    stage = "decode_audio"
 
     def __init__(self, film: _Film) -> None:
         self.film, self.stats = film, DecodeStats()
@@ -288,7 +286,7 @@ class _Sound:
 
     def _blocks(self) -> Iterator[np.ndarray]:
         stream = AudioPieces(self.film.info, *self._span)
-        for piece in timed(self.film.decoder.read(stream), self.film.clock, self.decode):
+        for piece in timed(self.film.decoder.read(stream), self.film.context.clock, self.stage):
             if isinstance(piece, Piece):
                 yield piece.data
             else:
@@ -296,23 +294,23 @@ class _Sound:
 
     def _read(self) -> Iterator[np.ndarray]:
         if self.film.settings.exact_mel:
-            with self.film.clock.stage("preprocess"):
+            with self.film.context.clock.stage("preprocess"):
                 self._peak = self.film.model.measure_log_mel_max(self._blocks())
         yield from self._blocks()
 
-    def take(self, block: np.ndarray, capture: frozenset[str], progress: Progress) -> None:
+    def take(self, block: np.ndarray, capture: frozenset[str]) -> None:
         """Encode a block."""
-        with self.film.clock.stage("encode_audio"):
+        with self.film.context.clock.stage("encode_audio"):
             if self._encoder is None:
                 self._encoder = self.film.model.audio_encoder(self._peak, capture)
             self.pieces += self._encoder.feed(block)
-        self._done += len(block) / audio.SAMPLE_RATE
-        progress("encode_audio", self._done, self._span[1] - self._span[0])
+        self._done += len(block) / SAMPLE_RATE
+        self.film.context.progress("encode_audio", self._done, self._span[1] - self._span[0])
 
     def finish(self) -> None:
         """Encode what is left."""
         if self._encoder is not None:
-            with self.film.clock.stage("encode_audio"):
+            with self.film.context.clock.stage("encode_audio"):
                 self.pieces += self._encoder.finish()
 
 
@@ -328,29 +326,29 @@ def timed(items: Iterable[_T], clock: StageClock, stage: str) -> Iterator[_T]:
         yield item
 
 
-def _used(film: _Film, times: list[float], sounds: list[EncodedAudio], size: tuple[int, int]) -> MediaUsed:
-    info, span = film.info, film.span
+def _used(film: _Film, video: _Video, audio: _Audio) -> MediaUsed:
+    info, span, times, (height, width) = film.info, film.span, video.times, video.size
     seconds = 0.0
     if times and info.frames is not None:
         seconds = min(span[1], info.frames.end_s) - min(times[0], span[1])
-    tokens = sum(piece.features.shape[0] for piece in sounds)
-    last = span[0] + tokens / film.model.audio_tokens_per_s  # the last token of a sound may reach beyond it
-    heard_to = min(last, span[1], info.audio_span[1]) if info.audio_span else 0.0
-    heard = max(0.0, heard_to - max(span[0], info.audio_span[0])) if tokens and info.audio_span else 0.0
+    tokens = sum(piece.features.shape[0] for piece in audio.pieces)
+    last = span[0] + tokens / film.model.audio_tokens_per_s  # the last token may reach beyond the sound
+    audio_end = min(last, span[1], info.audio_span[1]) if info.audio_span else 0.0
+    audio_s = max(0.0, audio_end - max(span[0], info.audio_span[0])) if tokens and info.audio_span else 0.0
     return MediaUsed(
         video_s=round(seconds, 3),
-        audio_s=round(heard, 3),
+        audio_s=round(audio_s, 3),
         video_present_s=round(info.video_present_s, 3),
         audio_present_s=round(info.audio_present_s, 3),
         frames=len(times),
         fps=round(len(times) / seconds, 4) if seconds > 0 else 0.0,
-        width=size[1],
-        height=size[0],
+        width=width,
+        height=height,
     )
 
 
 def _warnings(
-    info: MediaInfo, settings: MediaConfig, used: MediaUsed, seen: DecodeStats, heard: DecodeStats
+    info: MediaInfo, settings: MediaConfig, used: MediaUsed, video: DecodeStats, audio: DecodeStats
 ) -> Iterator[str]:
     name = info.path.name
     for problem in info.problems:
@@ -367,8 +365,8 @@ def _warnings(
     ):
         if present - got > _CUT_S:
             yield f"{name}: {what} used {got:.1f} of {present:.1f} s"
-    for what, stats in (("pictures", seen), ("sound", heard)):
+    for what, stats in (("pictures", video), ("sound", audio)):
         if stats.error_count:
             yield f"{name}: {stats.error_count} packets of the {what} could not be decoded ({stats.errors[0]})"
-    if seen.missing:
-        yield f"{name}: {seen.missing} chosen frames are missing in the file"
+    if video.missing:
+        yield f"{name}: {video.missing} chosen frames are missing in the file"

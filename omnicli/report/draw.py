@@ -1,4 +1,4 @@
-"""Text and graphics of the report as pieces of HTML: escaping, numbers, inline SVG. Knows no rows.
+"""Numbers and graphics of the report as pieces of HTML, with inline SVG. Knows no rows.
 
 Graphics take their colours from the page's style sheet, so that they follow light and dark. Everything that stands in
 the page goes through `text`.
@@ -6,38 +6,12 @@ the page goes through `text`.
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = {"video": "pictures", "audio": "sound"}
-
-_NOT_SHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def text(value: object) -> str:
-    """Return a value as text of the page, also inside quotes; what is no character becomes U+FFFD."""
-    return html.escape(_NOT_SHOWN.sub("\ufffd", str(value)), quote=True)
-
-
-def clock(seconds: float) -> str:
-    """Return a whole second as ``mm:ss``, or ``h:mm:ss`` from an hour on."""
-    whole = int(seconds)
-    rest = f"{whole // 60 % 60:02d}:{whole % 60:02d}"
-    return rest if whole < 3600 else f"{whole // 3600}:{rest}"
-
-
-def span(start_s: float, end_s: float) -> str:
-    """Return a stretch of the film in whole seconds, none of it left out."""
-    return f"{clock(math.floor(start_s))}\u2013{clock(math.ceil(end_s))}"
-
-
-def percent(share: float | None) -> str:
-    """Return a share, 0 to 1, in percent."""
-    return "\u2013" if share is None else f"{100 * share:.3g} %"
+from omnicli.utils.display import KINDS, clock_time, percent, span, text
 
 
 def size(count: float | None, unit: str = "") -> str:
@@ -96,7 +70,7 @@ def heat_strip(timeline: dict[str, Any], ranges: Sequence[dict[str, Any]]) -> st
             if share is None:
                 continue
             strength = 0.06 + 0.94 * share / most if most else 0.06
-            when = f"{clock(start + first * step)}\u2013{clock(start + (last + 1) * step)}"
+            when = f"{clock_time(start + first * step)}\u2013{clock_time(start + (last + 1) * step)}"
             out.append(
                 f'<rect class="{kind}" x="{1000 * first / steps:.2f}" y="{top[kind]}" height="{_ROW}" '
                 f'width="{1000 * (last + 1 - first) / steps:.2f}" fill-opacity="{strength:.3f}">'
@@ -118,8 +92,8 @@ def heat_strip(timeline: dict[str, Any], ranges: Sequence[dict[str, Any]]) -> st
         told.append(f"evidence {number} at {span(found['start_s'], found['end_s'])}")
     if ranges:
         keys.append('<span class="key mark">evidence, numbered</span>')
-    ends = "".join(f"<span>{clock(start + whole_s * part / 2)}</span>" for part in range(3))
-    label = text(f"Timeline of kept tokens, {clock(start)} to {clock(start + whole_s)}. {'; '.join(told)}")
+    ends = "".join(f"<span>{clock_time(start + whole_s * part / 2)}</span>" for part in range(3))
+    label = text(f"Timeline of kept tokens, {clock_time(start)} to {clock_time(start + whole_s)}. {'; '.join(told)}")
     return (
         f'<figure class="strip"><div class="marks" aria-hidden="true">{"".join(marks)}</div>'
         f'<svg role="img" aria-label="{label}" viewBox="0 0 1000 {height}" preserveAspectRatio="none" '

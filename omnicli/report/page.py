@@ -12,9 +12,10 @@ from typing import Any
 from omnicli.config.config import precision
 from omnicli.errors import MediaError
 from omnicli.report import repeat
-from omnicli.report.draw import KINDS, Point, bar, heat_strip, memory, percent, scatter, size, span, text
+from omnicli.report.draw import Point, bar, heat_strip, memory, scatter, size
 from omnicli.report.rows import Row
 from omnicli.report.style import CSS
+from omnicli.utils.display import KINDS, percent, span, text
 from omnicli.utils.timing import LABELS
 from omnicli.version import __version__
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnicli.answer import evidence
-from tests.compress.clips import clip
+from omnicli.testing.clips import clip
 
 
 def tokens():
