@@ -19,7 +19,7 @@ from omnicli.errors import MediaError, MemoryLimitError
 from omnicli.media.write import FilmWriter
 from omnicli.utils.context import RunContext
 from omnicli.utils.timing import StageClock
-from tests.cli import schema
+from tests.support import schema
 from tests.support import tiny, tiny_qwen3
 
 QUESTIONS = ["What number is shown?", "Who speaks last?"]

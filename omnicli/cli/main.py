@@ -6,16 +6,14 @@ imports neither torch nor PyAV nor rich: command modules keep such imports insid
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from omnicli.cli import commands
+from omnicli.cli import registry
 from omnicli.cli.options import is_verbose, set_verbose
 from omnicli.errors import OmniError, near_names
 from omnicli.version import __version__
@@ -32,11 +30,6 @@ MEMORY_KNOBS = (
 )
 
 
-def _command_modules() -> list[str]:
-    """Return the commands' modules: the folder ``commands`` is their registry, ``PLACE`` their order in the help."""
-    return [f"{commands.__name__}.{name}" for _, name, _ in pkgutil.iter_modules(commands.__path__)]
-
-
 app = typer.Typer(
     name="omni",
     help="Ask questions about films: pictures and sound, an hour long, on one machine.",
@@ -51,8 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in sorted(map(importlib.import_module, _command_modules()), key=lambda module: module.PLACE):
-    command.register(app)
+registry.add_all(app)
 
 
 def _print_version(value: bool) -> None:

@@ -14,9 +14,17 @@ from omnicli.errors import UsageError
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
     for name in (
-        "b.mp4", "a.MKV", "notes.txt", ".hidden.mp4", "sub/c.webm", "sub/deep/d.wav", ".git/e.mp4", "sub.mp4/f.mov",
-        "[x].mp4", "a b\nc.mp4",
-    ):  # fmt: skip
+        "b.mp4",
+        "a.MKV",
+        "notes.txt",
+        ".hidden.mp4",
+        "sub/c.webm",
+        "sub/deep/d.wav",
+        ".git/e.mp4",
+        "sub.mp4/f.mov",
+        "[x].mp4",
+        "a b\nc.mp4",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(name.encode())

@@ -19,7 +19,7 @@ from omnicli.batch.isolate import Isolated
 from omnicli.batch.items import Item, Job
 from omnicli.batch.limit import time_limit
 from omnicli.errors import ConfigError, OmniError
-from tests.batch import fakes
+from tests.support import workers as fakes
 
 
 def swallow_everything():
@@ -155,7 +155,8 @@ def test_what_ends_the_run(isolated):
 
 def test_the_worker_ends_with_its_parent(tmp_path):
     script = (
-        "import sys\nfrom pathlib import Path\nfrom tests.batch import fakes\nfrom tests.batch.test_limit import job\n"
+        "import sys\nfrom pathlib import Path\nfrom tests.support import workers as fakes\n"
+        "from tests.batch.test_limit import job\n"
         "from omnicli.batch.isolate import Isolated\n"
         "if __name__ == '__main__':\n"
         "    with Isolated(fakes.Worker(Path(sys.argv[1])), fakes.failed) as process:\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -25,10 +26,9 @@ from omnicli.encode.film import load_film
 from omnicli.errors import ConfigError, MediaError, OmniError, UsageError
 from omnicli.media.container import DecodeStats
 from omnicli.media.pieces import HERE
-from tests.batch import fakes
-from tests.cli import films, schema
 from tests.conftest import ROOT, Result, omni, omni_process, tiny_model  # noqa: F401
-from tests.support import tiny
+from tests.support import films, schema, tiny
+from tests.support import workers as fakes
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'omnicli[ray]'")
@@ -46,9 +46,14 @@ def address():
         for name in [n for n in os.environ if n.startswith("OMNI_") or n == "RAY_ADDRESS"]:
             patch.delenv(name)
         context = ray.init(
-            "local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=100 * 2**20,
-            log_to_driver=False, logging_level="ERROR",
-        )  # fmt: skip
+            "local",
+            num_cpus=2,
+            num_gpus=1,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
         yield context.address_info["gcs_address"]
         ray.shutdown()
 
@@ -280,7 +285,7 @@ def test_tokens_are_the_same_wherever_a_film_is_decoded(address, tmp_path, monke
     folder.mkdir()
     films.write_all(folder)
     model = tiny.model()
-    model.video_batch = 2
+    model.facts = dataclasses.replace(model.facts, video_batch=2)
     monkeypatch.setattr(Tasks, "stretches", lambda self, batches: min(self.cpus, batches))
     several = 0
     for name in (*films.GOOD, *films.DAMAGED):

@@ -24,8 +24,7 @@ from omnicli.errors import ConfigError, MemoryLimitError
 from omnicli.media import pieces
 from omnicli.planning import fit
 from omnicli.utils.jsonl import dumps
-from tests.cli import films, schema
-from tests.support import tiny
+from tests.support import films, schema, tiny
 
 
 @pytest.fixture(scope="module")

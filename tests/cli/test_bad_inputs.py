@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.cli import films, schema
+from tests.support import films, schema
 
 
 @pytest.fixture

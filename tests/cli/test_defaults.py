@@ -129,9 +129,17 @@ def test_span_must_not_be_empty():
 
 def test_flags_come_after_settings():
     got = given(
-        sets=["media.fps=1", "a.b=c"], preset="full", fps=2.0, start=None, require_audio=True, seed=3, offload=False,
-        audio=options.AudioChoice.off, quantize="int8", device="cpu",
-    )  # fmt: skip
+        sets=["media.fps=1", "a.b=c"],
+        preset="full",
+        fps=2.0,
+        start=None,
+        require_audio=True,
+        seed=3,
+        offload=False,
+        audio=options.AudioChoice.off,
+        quantize="int8",
+        device="cpu",
+    )
     settings = ("media.fps=1", "a.b=c", "media.fps=2.0", "media.require_audio=true", "generate.seed=3")
     assert got == options.SharedOptions("full", (*settings, "media.audio=off", "quantize=int8"), None, "cpu", None)
 

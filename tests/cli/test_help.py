@@ -14,9 +14,20 @@ from omnicli.cli.main import app
 from omnicli.version import __version__
 
 COMMANDS = (
-    "ask", "chat", "batch", "report", "probe", "plan", "presets", "methods", "models", "demo", "train",
-    "cache", "doctor",
-)  # fmt: skip
+    "ask",
+    "chat",
+    "batch",
+    "report",
+    "probe",
+    "plan",
+    "presets",
+    "methods",
+    "models",
+    "demo",
+    "train",
+    "cache",
+    "doctor",
+)
 HEAVY = ("torch", "transformers", "av", "numpy", "rich", "yaml", "PIL")
 
 

@@ -9,8 +9,7 @@ import pytest
 from omnicli import pipeline
 from omnicli.config.config import load_config
 from omnicli.models.loading import load_model
-from tests.cli import schema
-from tests.support import tiny_minicpm
+from tests.support import schema, tiny_minicpm
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("preset", "kept"),
     [("full", (384, 60)), ("avoc", (384, 60)), ("seats-10", None), ("fastv-25", None), ("parity/avoc-minicpm", None)],
-)  # fmt: skip
+)
 def test_a_film_is_answered(folder, film, preset, kept):
     settings = load_config(preset, ["media.fps=1", "generate.max_new_tokens=6"])
     (answer,) = pipeline.ask(film, ["What is the secret number?"], settings, load_model(folder, "cpu"))
@@ -43,7 +42,7 @@ def test_a_film_is_answered(folder, film, preset, kept):
 def test_the_command_line_takes_the_folder(omni, folder, film):
     result = omni(
         "ask", film, "Who?", "--model", folder, "--fps", "1", "--max-new-tokens", "3", "--preset", "avoc-10", "--json"
-    )  # fmt: skip
+    )
     assert result.code == 0, result.err
     value = json.loads(result.out)
     assert schema.problems(value) == [] and value["tokens"]["retention"] == pytest.approx(0.1, abs=0.01)
@@ -75,17 +74,44 @@ def test_it_is_listed_with_its_caveat(omni, folder):
 
 def test_needles_are_hidden_and_asked_for(omni, folder, film):
     result = omni(
-        "needle", film, "--model", folder, "--preset", "avoc-10", "--durations", "4", "--depths", "0.5",
-        "--needles", "1", "--modality", "vision", "--json",
-    )  # fmt: skip
+        "needle",
+        film,
+        "--model",
+        folder,
+        "--preset",
+        "avoc-10",
+        "--durations",
+        "4",
+        "--depths",
+        "0.5",
+        "--needles",
+        "1",
+        "--modality",
+        "vision",
+        "--json",
+    )
     assert result.code == 0, result.err
     assert "avoc-10" in result.out
 
 
 def test_bench_measures_random_weights(omni):
     result = omni(
-        "bench", "--dummy-weights", "minicpm-o-4.5", "--layers", "2", "--scale", "0.04", "--duration", "12", "--preset",
-        "avoc-10", "--repeat", "1", "--max-new-tokens", "4", "--json",
-    )  # fmt: skip
+        "bench",
+        "--dummy-weights",
+        "minicpm-o-4.5",
+        "--layers",
+        "2",
+        "--scale",
+        "0.04",
+        "--duration",
+        "12",
+        "--preset",
+        "avoc-10",
+        "--repeat",
+        "1",
+        "--max-new-tokens",
+        "4",
+        "--json",
+    )
     assert result.code == 0, result.err
     assert "minicpm-o-4.5" in result.out

@@ -53,8 +53,14 @@ def cut_off(tmp_path):
         env |= {"HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path / "hub")}
         done = subprocess.run(
             [sys.executable, "-c", DRIVER, tmp_path / "lines", tmp_path / "codes"],
-            capture_output=True, text=True, cwd=ROOT, env=env, timeout=500, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=env,
+            timeout=500,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
         assert done.returncode == 0, done.stderr
         return json.loads((tmp_path / "codes").read_text()), log.read_text(), done.stderr
 

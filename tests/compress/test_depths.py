@@ -105,7 +105,7 @@ def test_schedules_by_depth():
 def test_the_7bs_layers_on_the_3b_are_refused_before_anything_is_loaded(tmp_path):
     """The paper's layers for 28 cannot reach the retention on 36; the released code then spends less, silently."""
     from omnicli.media.probe import probe
-    from tests.cli import films
+    from tests.support import films
 
     sets = ["seats.drop_layers=16-18-20", "seats.late_layer=23"]
     info = probe(films.write(tmp_path / "film.mp4", 2.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.cli import schema
+from tests.support import schema
 from tests.conftest import ROOT
 
 

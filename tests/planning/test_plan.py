@@ -16,7 +16,7 @@ from omnicli.media.probe import probe
 from omnicli.models import loading, registry
 from omnicli.planning import fit, machine
 from omnicli.planning import plan as planning
-from tests.cli import films
+from tests.support import films
 from tests.support import tiny, tiny_minicpm, tiny_qwen3
 
 GIB = 1 << 30

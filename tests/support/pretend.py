@@ -31,9 +31,13 @@ class Labelled(torch.Tensor):
     @staticmethod
     def __new__(cls, inner: torch.Tensor, device: torch.device) -> Labelled:
         made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
             device=device,
-        )  # fmt: skip
+        )
         made.held = inner
         return made
 

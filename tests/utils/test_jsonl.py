@@ -17,7 +17,7 @@ from omnicli.batch import runner
 from omnicli.batch.journal import Journal
 from omnicli.errors import UsageError
 from omnicli.utils.jsonl import JsonLines, dumps
-from tests.batch import fakes
+from tests.support import workers as fakes
 
 
 def go(path, jobs, answering=None, **how):

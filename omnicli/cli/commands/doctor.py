@@ -8,20 +8,19 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from omnicli.cli import defaults, render
+from omnicli.cli import defaults, registry, render
 from omnicli.cli import options as opt
 from omnicli.cli.answering import POCKET_FOLDER, resolve
 from omnicli.cli.commands.cache import show_size
 from omnicli.errors import OmniError
 
 if TYPE_CHECKING:
-    from omnicli.config.registry import Registry
     from omnicli.doctor.check import Check
 
 EXAMPLES = """\b
@@ -69,7 +68,7 @@ def checks() -> Sequence[Callable[[], Check]]:
     """Return all checks, in the order of the report."""
     from omnicli.doctor import hardware, software
 
-    own = (pocket_model, models, methods, families, presets, config_file, hub_cache, cache)
+    own = (pocket_model, models, methods, families, commands, presets, config_file, hub_cache, cache)
     return (*software.CHECKS, *hardware.CHECKS, *own)
 
 
@@ -111,20 +110,27 @@ def methods() -> Check:
     """Import every compression method."""
     from omnicli.config.registry import methods
 
-    return _registry("methods", methods())
+    return _registered("methods", *methods().usable())
 
 
 def families() -> Check:
     """Import every model family."""
     from omnicli.models.registry import families
 
-    return _registry("model families", families())
+    return _registered("model families", *families().usable())
 
 
-def _registry(name: str, registry: Registry[Any]) -> Check:
+def commands() -> Check:
+    """Import every command."""
+    app = typer.Typer()
+    problems = registry.add_all(app)
+    names: Any = getattr(typer.main.get_command(app), "commands", {})
+    return _registered("commands", names, problems)
+
+
+def _registered(name: str, found: Collection[str], problems: Sequence[str]) -> Check:
     from omnicli.doctor.check import result
 
-    found, problems = registry.usable()
     remedy = "remove or mend it; the others are not affected" if problems else ""
     return result(name, "; ".join(problems) or f"{len(found)}: {', '.join(found)}", remedy)
 

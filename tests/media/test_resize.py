@@ -11,7 +11,7 @@ from omnicli.media import resize as resize_module
 from omnicli.media.probe import probe
 from omnicli.media.resize import resize
 from omnicli.media.video import read_frames
-from tests.media.films import rotate_mp4, write
+from tests.support.stamped import rotate_mp4, write
 
 SIZES = [
     ((120, 213), (56, 84)),

@@ -20,7 +20,7 @@ import pytest
 from omnicli.config.config import load_config, preset_files
 from omnicli.errors import MediaError
 from omnicli.report import draw, page, repeat, rows
-from tests.cli import browser, films, schema
+from tests.support import browser, films, schema
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
 VOID = {"meta", "img", "br"}
@@ -40,8 +40,14 @@ def make_row(**changes):
         "preset": "avoc",
         "config": load_config("avoc").to_dict(),
         "media_used": {
-            "video_s": 5.0, "audio_s": 4.0, "video_present_s": 6.0, "audio_present_s": 6.0, "frames": 6, "fps": 1.0,
-            "width": 196, "height": 112,
+            "video_s": 5.0,
+            "audio_s": 4.0,
+            "video_present_s": 6.0,
+            "audio_present_s": 6.0,
+            "frames": 6,
+            "fps": 1.0,
+            "width": 196,
+            "height": 112,
         },
         "tokens": {
             "video": {"encoded": 30, "kept": 12},
@@ -75,7 +81,7 @@ def make_row(**changes):
         "warnings": ["sound ends at 4 s"],
         "versions": {"omni": "0.1.0"},
         "cached": False,
-    }  # fmt: skip
+    }
     return row | changes
 
 
@@ -156,10 +162,23 @@ def test_an_answer_with_everything():
     text = page.build([make_row()], thumbnails=False)
     found = check(text)
     for part in (
-        "What is shown?", "a ramp", "film.mp4", "pictures 5.0 of 6.0 s used", "sound 4.0 of 6.0 s", "sound ends at 4 s",
-        "00:01–00:03", "50 % of the attention", "encode pictures", "of it, selection", "decode pictures 0.75 s",
-        "2.5 TFLOPs of 5 T", "1.00 GiB", "10 from layer 2", "omni ask film.mp4", "tokens: 10240",
-    ):  # fmt: skip
+        "What is shown?",
+        "a ramp",
+        "film.mp4",
+        "pictures 5.0 of 6.0 s used",
+        "sound 4.0 of 6.0 s",
+        "sound ends at 4 s",
+        "00:01–00:03",
+        "50 % of the attention",
+        "encode pictures",
+        "of it, selection",
+        "decode pictures 0.75 s",
+        "2.5 TFLOPs of 5 T",
+        "1.00 GiB",
+        "10 from layer 2",
+        "omni ask film.mp4",
+        "tokens: 10240",
+    ):
         assert part in found.text, part
     assert "Compared" not in found.text
 
@@ -180,8 +199,12 @@ def test_the_strip_shows_what_was_kept_when():
 
 
 def test_equal_steps_are_one_cell_and_a_silent_film_one_row():
-    timeline = {"start_s": 3590, "step_s": 5, "video": {"encoded": [4] * 9, "kept": [2] * 9},
-                "audio": {"encoded": [0] * 9, "kept": [0] * 9}}  # fmt: skip
+    timeline = {
+        "start_s": 3590,
+        "step_s": 5,
+        "video": {"encoded": [4] * 9, "kept": [2] * 9},
+        "audio": {"encoded": [0] * 9, "kept": [0] * 9},
+    }
     strip = Page(draw.heat_strip(timeline, []))
     assert [a["class"] for a in strip.all("rect")] == ["video"]
     assert "59:50" in strip.text
@@ -250,8 +273,11 @@ def test_runs_of_one_question_are_compared():
     assert "Another?" not in section
     assert section.count("<circle") == 3
     assert [a["href"] for a in Page(section[section.index("<table") : section.index("</section>")]).all("a")] == [
-        "#answer-1", "#answer-3", "#answer-4", "#answer-5",
-    ]  # fmt: skip
+        "#answer-1",
+        "#answer-3",
+        "#answer-4",
+        "#answer-5",
+    ]
     assert found.text.count("Compared:") == 1
 
 

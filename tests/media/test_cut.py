@@ -7,7 +7,7 @@ import pytest
 from omnicli.errors import MediaError
 from omnicli.media.cut import write_clip, write_frame
 from omnicli.media.probe import probe
-from tests.media.films import read_stamp, write
+from tests.support.stamped import read_stamp, write
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])

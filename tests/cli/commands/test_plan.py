@@ -10,7 +10,7 @@ import pytest
 
 from omnicli.planning import machine
 from omnicli.planning.plan import ERROR
-from tests.cli import schema
+from tests.support import schema
 
 HOST = 64 << 30
 

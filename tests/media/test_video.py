@@ -9,7 +9,7 @@ from omnicli.media.probe import probe
 from omnicli.media.sampling import frame_times
 from omnicli.media.video import DecodeStats, read_frames
 from omnicli.media.write import FilmWriter
-from tests.media.films import WIDTH, find_box, full_decode, patch, read_stamp, remux, rotate_mp4, stamp, tone, write
+from tests.support.stamped import WIDTH, find_box, full_decode, patch, read_stamp, remux, rotate_mp4, stamp, tone, write
 
 SIZE = (36, 52)
 

@@ -11,7 +11,7 @@ from omnicli.errors import MediaError
 from omnicli.media import subtitles
 from omnicli.media.probe import probe
 from omnicli.media.subtitles import Line, fit, plain, preface, read
-from tests.cli import films
+from tests.support import films
 
 SRT = """1
 00:00:00,500 --> 00:00:01,500

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,10 +17,10 @@ from omnicli.doctor import models as survey
 from omnicli.doctor.check import Check, guarded, result
 from omnicli.planning import machine
 from omnicli.planning import plan as planning
-from tests.cli import schema
+from tests.conftest import ROOT
+from tests.support import schema
 
 GIB = 1 << 30
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def found(omni):
@@ -61,9 +60,22 @@ def test_the_report_follows_its_schema(omni):
         assert check["status"] in ("ok", "remark", "problem") and (check["status"] == "ok") == (check["remedy"] == "")
         assert "\n" not in check["found"] + check["remedy"]
     assert [c["name"] for c in value["checks"]] == [
-        "versions", "pairs", "torch pair", "codecs", "processor", "memory", "gpu", "kernels", "video decoder",
-        "pocket model", "models", "presets", "config file", "hub cache", "cache",
-    ]  # fmt: skip
+        "versions",
+        "pairs",
+        "torch pair",
+        "codecs",
+        "processor",
+        "memory",
+        "gpu",
+        "kernels",
+        "video decoder",
+        "pocket model",
+        "models",
+        "presets",
+        "config file",
+        "hub cache",
+        "cache",
+    ]
     (models,) = [c for c in value["checks"] if c["details"] is not None]
     for model in models["details"]:
         assert schema.problems(model, schema.DOCTOR_MODEL, model["name"]) == []
@@ -90,8 +102,10 @@ def test_a_check_that_breaks_breaks_no_other(omni, monkeypatch):
     value = json.loads(omni("doctor", "--json").out)
     first, second = value["checks"][:2]
     assert (first["name"], first["status"], first["found"]) == (
-        "nothing works", "problem", "RuntimeError: broken badly",
-    )  # fmt: skip
+        "nothing works",
+        "problem",
+        "RuntimeError: broken badly",
+    )
     assert second["name"] == "versions" and len(value["checks"]) == 2 + len(room.checks()) - 2
 
 

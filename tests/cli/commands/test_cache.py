@@ -165,9 +165,20 @@ def test_bench_measures_the_film_itself(omni, ask, film, tiny_model, folder):
     ask()
     before = {path: path.stat().st_mtime_ns for path in entries(folder)}
     result = omni(
-        "bench", film, "--model", tiny_model, "--preset", "random-10", "--fps", "1", "--repeat", "1",
-        "--max-new-tokens", "2", "--json",
-    )  # fmt: skip
+        "bench",
+        film,
+        "--model",
+        tiny_model,
+        "--preset",
+        "random-10",
+        "--fps",
+        "1",
+        "--repeat",
+        "1",
+        "--max-new-tokens",
+        "2",
+        "--json",
+    )
     assert result.code == 0, result.err
     assert {path: path.stat().st_mtime_ns for path in entries(folder)} == before
 
@@ -175,9 +186,20 @@ def test_bench_measures_the_film_itself(omni, ask, film, tiny_model, folder):
 def test_two_processes_filling_one_cache_are_both_right(ask, film, tiny_model, folder):
     cold, _ = ask("--no-cache")
     command = [
-        sys.executable, "-m", "omnicli.cli.main", "ask", film, QUESTION, "--model", tiny_model, "--fps", "1",
-        "--max-new-tokens", "4", "--json",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "omnicli.cli.main",
+        "ask",
+        film,
+        QUESTION,
+        "--model",
+        tiny_model,
+        "--fps",
+        "1",
+        "--max-new-tokens",
+        "4",
+        "--json",
+    ]
     running = [subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]

@@ -95,8 +95,13 @@ def test_windows_and_clock_text():
     assert window_index(np.array([0, 1.9985, 1.9995, 2.0, 599.9996, 3300.7]), 2.0).tolist() == [0, 0, 1, 1, 300, 1650]
     assert window_index(np.array([0.0]), 2.0).dtype == np.int64
     assert [format_seconds(s) for s in (0, 59.99, 60, 3599.9, 3600, 36_000)] == [
-        "00:00", "00:59", "01:00", "59:59", "1:00:00", "10:00:00",
-    ]  # fmt: skip
+        "00:00",
+        "00:59",
+        "01:00",
+        "59:59",
+        "1:00:00",
+        "10:00:00",
+    ]
     assert format_seconds(600.95, 1) == "10:00.9"
     assert format_seconds(-1.5, 1) == "-00:01.5"
     with pytest.raises(ValueError):

@@ -8,7 +8,7 @@ import pytest
 
 from omnicli.cli.answering import POCKET_FOLDER
 from omnicli.cli.commands import demo as room
-from tests.cli import schema
+from tests.support import schema
 
 
 def test_wrong_answers_are_called_wrong_and_exit_1(omni, tiny_model, tmp_path):

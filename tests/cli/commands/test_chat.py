@@ -15,9 +15,8 @@ import pytest
 
 from omnicli.cli.commands import chat as module
 from omnicli.cli.main import run
-from tests.cli import schema
 from tests.conftest import ROOT
-from tests.support import tiny
+from tests.support import schema, tiny
 
 TIMES = ("stages", "busy", "wall_s", "time_to_first_token_s", "peak_memory", "cached")
 
@@ -80,10 +79,21 @@ def test_follow_ups_read_only_what_is_new(chat, preset):
 def test_commands(chat, tmp_path):
     file = tmp_path / "an swers.jsonl"
     result = chat(
-        "/help", "/history", "one?", "/stages", "/clear", "/history", "two?", "/stages", f"/save '{file}'", "three?",
-        f"/save '{file}'", "/quit", "never asked?",
+        "/help",
+        "/history",
+        "one?",
+        "/stages",
+        "/clear",
+        "/history",
+        "two?",
+        "/stages",
+        f"/save '{file}'",
+        "three?",
+        f"/save '{file}'",
+        "/quit",
+        "never asked?",
         argv=["--json"],
-    )  # fmt: skip
+    )
     found = rows(result)
     assert [row["question"] for row in found] == ["one?", "two?", "three?"]
     assert [len(row["history"]) for row in found] == [0, 0, 1]
@@ -107,7 +117,7 @@ def test_another_preset(chat, omni, options, film):
         *[text for name in asked for text in (f"/preset {name} generate.max_new_tokens=3", "/clear", "one?")],
         "/preset",
         argv=["--json", "--set", "generate.seed=5"],
-    )  # fmt: skip
+    )
     found = rows(result)
     assert [row["preset"] for row in found] == asked
     same = ["--json", "--set", "generate.seed=5", "--max-new-tokens", "3"]
@@ -214,9 +224,14 @@ class Terminal:
     def __init__(self, *argv):
         self.master, slave = os.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", *map(str, argv)], stdin=slave, stdout=slave, stderr=slave, cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"}, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-c", *map(str, argv)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"},
+            start_new_session=True,
+        )
         os.close(slave)
         self.seen = ""
 

@@ -2,20 +2,20 @@
 
 import json
 import struct
-import time
 
 import av
 import numpy as np
 import pytest
 
 from omnicli.errors import MediaError
+from omnicli.media import streams, video
 from omnicli.media.audio import read_audio
 from omnicli.media.container import DecodeStats
 from omnicli.media.probe import probe
 from omnicli.media.sampling import frame_times
 from omnicli.media.video import read_frames
 from omnicli.media.write import FilmWriter
-from tests.media.films import DATA, find_box, patch, read_stamp, remux, stamp, tone, write, write_song
+from tests.support.stamped import DATA, find_box, patch, read_stamp, remux, stamp, tone, write, write_song
 
 
 def fails(path, words):
@@ -96,8 +96,7 @@ def test_start_offset_is_taken_off(tmp_path):
     assert info.duration_s == pytest.approx(3.0, abs=0.15)
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-@pytest.mark.parametrize("keep", [0.9, 0.6, 0.25])
+@pytest.mark.parametrize(("suffix", "keep"), [("mp4", 0.9), ("mp4", 0.25), ("mkv", 0.6), ("mkv", 0.25), ("ts", 0.6)])
 def test_cut_off(tmp_path, suffix, keep):
     source = write(tmp_path / f"whole.{suffix}", 200, crf=18)
     if suffix == "mp4":
@@ -237,7 +236,7 @@ def test_random_damage_never_raises_anything_else(tmp_path, suffix):
         path = write(tmp_path / f"a.{suffix}", 40, sound=suffix != "h264")
     source = path.read_bytes()
     outcomes = set()
-    for seed in range(24):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         data = bytearray(source)
         if seed % 3 == 0:
@@ -260,16 +259,11 @@ def test_random_damage_never_raises_anything_else(tmp_path, suffix):
         assert len(outcomes) > 1, "no damage was ever noticed"
 
 
-def test_probe_reads_packets_only(tmp_path):
-    """Ten minutes at 25 fps: a fraction of a second, so that an hour takes about one."""
-    path = tmp_path / "a.mkv"
-    with FilmWriter(path, 32, 32, 25, sample_rate=8000, preset="ultrafast", threads=1) as film:
-        pictures = [stamp(k, 32, 32) for k in range(8)]
-        for k in range(15_000):
-            if k % 250 == 0:
-                film.add_samples(np.zeros(80_000, np.float32))
-            film.add_frame(pictures[k // 25 % 8], k / 25)
-    begin = time.process_time()
+def test_probe_reads_packets_only(tmp_path, monkeypatch):
+    """Every packet is read and next to none is decoded, so that an hour takes about a second."""
+    path, decoded, real = write(tmp_path / "a.mkv", 600, fps=25.0), [], streams._decode
+    monkeypatch.setattr(streams, "_decode", lambda packet, stats: decoded.append(packet) or real(packet, stats))
+    monkeypatch.setattr(video, "read_frames", lambda *_, **__: pytest.fail("frames are decoded"))
     info = probe(path)
-    assert time.process_time() - begin < 1.0
-    assert len(info.frames) == 15_000 and info.duration_s == pytest.approx(600, abs=0.1)
+    assert 0 < len(decoded) < 60, "a decoder gives its first picture after a few packets"
+    assert len(info.frames) == 600 and info.duration_s == pytest.approx(24, abs=0.1)

@@ -18,9 +18,15 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 FLAGS = (
-    "--headless", "--remote-debugging-pipe", "--no-sandbox", "--no-zygote", "--disable-gpu", "--disable-dev-shm-usage",
-    "--hide-scrollbars", "--disable-background-networking",
-)  # fmt: skip
+    "--headless",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--no-zygote",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+)
 
 
 def _fonts(folder: Path) -> Path:
@@ -48,12 +54,20 @@ class Browser:
     def __init__(self, binary: str, folder: Path) -> None:
         here, theirs = os.pipe(), os.pipe()
         self.process = subprocess.Popen(
-            ["bash", "-c", f'exec "$0" "$@" 3<&{here[0]} 4>&{theirs[1]}', binary, *FLAGS,
-             f"--user-data-dir={folder / 'profile'}", "about:blank"],
-            pass_fds=(here[0], theirs[1]), 
+            [
+                "bash",
+                "-c",
+                f'exec "$0" "$@" 3<&{here[0]} 4>&{theirs[1]}',
+                binary,
+                *FLAGS,
+                f"--user-data-dir={folder / 'profile'}",
+                "about:blank",
+            ],
+            pass_fds=(here[0], theirs[1]),
             env={**os.environ, "HOME": str(folder), "FONTCONFIG_FILE": str(_fonts(folder))},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(here[0])
         os.close(theirs[1])
         self._write, self._read, self._buffer, self._number = here[1], theirs[0], b"", 0

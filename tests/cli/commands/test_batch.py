@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from omnicli.batch import worker
-from tests.cli import films, schema
 from tests.conftest import ROOT
-from tests.media import films as odd
+from tests.support import films, schema
+from tests.support import stamped as odd
 
 
 @pytest.fixture

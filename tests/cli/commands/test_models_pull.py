@@ -33,8 +33,13 @@ def files(tmp_path_factory):
     weights["talker.model.large.weight"] = torch.rand(6000, 1000, generator=torch.Generator().manual_seed(0))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     found = {file.name: file.read_bytes() for file in folder.iterdir()}
-    return {**found, "README.md": b"# tiny", "spk_dict.pt": b"pickle", "modeling_x.py": b"raise SystemExit(9)",
-            "assets/more.json": b"{}"}  # fmt: skip
+    return {
+        **found,
+        "README.md": b"# tiny",
+        "spk_dict.pt": b"pickle",
+        "modeling_x.py": b"raise SystemExit(9)",
+        "assets/more.json": b"{}",
+    }
 
 
 @pytest.fixture
@@ -52,9 +57,13 @@ def cache(tmp_path):
 @pytest.fixture
 def env(server, cache, tmp_path):
     return {
-        "HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(cache), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "", "NO_PROXY": "127.0.0.1,localhost",
-    }  # fmt: skip
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
 
 
 @pytest.fixture
@@ -111,8 +120,12 @@ def test_an_interrupted_pull_goes_on_where_it_stopped(pull, omni_process, server
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, "models", "pull", NAME],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **env},
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **env},
+    )
     deadline = time.monotonic() + 60
     while not any(f.stat().st_size for f in cache.glob("models--*/blobs/*.incomplete")):
         assert time.monotonic() < deadline and process.poll() is None
@@ -255,8 +268,12 @@ def test_progress_on_a_terminal_only(server, env):
         watcher.start()
         code = subprocess.run(
             [sys.executable, "-m", "omnicli.cli.main", "models", "pull", NAME, *flags],
-            stdout=subprocess.PIPE, stderr=theirs, cwd=ROOT, env={**os.environ, **env, "TERM": "xterm"}, check=False,
-        ).returncode  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            cwd=ROOT,
+            env={**os.environ, **env, "TERM": "xterm"},
+            check=False,
+        ).returncode
         os.close(theirs)
         watcher.join(10)
         os.close(ours)

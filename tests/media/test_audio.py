@@ -9,7 +9,7 @@ from omnicli.media.audio import SAMPLE_RATE, integrated_loudness, match_loudness
 from omnicli.media.container import DecodeStats
 from omnicli.media.probe import probe
 from omnicli.media.write import FilmWriter
-from tests.media.films import DATA, stamp, tone, write
+from tests.support.stamped import DATA, stamp, tone, write
 
 
 def sound(path, *args, **options):
@@ -138,9 +138,14 @@ def test_sound_of_joined_recordings(tmp_path):
 
 def test_opus_run_up_does_not_move_the_pictures(tmp_path):
     path = write(
-        tmp_path / "a.webm", 30, codec="libvpx", bframes=0, options={"cpu-used": "8"}, audio_codec="libopus",
+        tmp_path / "a.webm",
+        30,
+        codec="libvpx",
+        bframes=0,
+        options={"cpu-used": "8"},
+        audio_codec="libopus",
         sample_rate=48_000,
-    )  # fmt: skip
+    )
     info = probe(path)
     assert info.frames.time_s[0] == pytest.approx(0, abs=0.002)
     assert loud(sound(path))[0] < 0.03

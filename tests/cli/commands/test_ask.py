@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from omnicli.config.config import preset_files
-from tests.cli import schema
+from tests.support import schema
 
 QUESTION = "What is the secret number?"
 

@@ -113,9 +113,18 @@ BATCH: dict[str, Any] = {
 """What a row of `omni batch` has besides."""
 
 WITHOUT_ANSWER = (
-    "answer", "model", "media_used", "tokens", "positions", "stages", "busy", "time_to_first_token_s", "peak_memory",
-    "flops", "cached",
-)  # fmt: skip
+    "answer",
+    "model",
+    "media_used",
+    "tokens",
+    "positions",
+    "stages",
+    "busy",
+    "time_to_first_token_s",
+    "peak_memory",
+    "flops",
+    "cached",
+)
 """Null in a row that is not ok; ``wall_s`` may be."""
 
 
