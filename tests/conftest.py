@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import films
+from tests.support import films
 
 ROOT = Path(__file__).resolve().parents[1]
 

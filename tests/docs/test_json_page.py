@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tests.support import schema
 from tests.conftest import ROOT
+from tests.support import schema
 
 
 def test_json_page_names_every_key_and_no_other():
