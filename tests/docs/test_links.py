@@ -32,6 +32,17 @@ def test_links_and_anchors_are_found_at_all(tmp_path):
     assert sum(len(pages.links(p)) for p in pages.everything()) > 50
 
 
+@pytest.mark.parametrize("page", pages.everything(), ids=pages.name)
+def test_files_that_pages_name_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w/.-])(?:[\w-]+/)+[\w-]+\.(?:py|sh|json|yaml|toml)\b", text)
+    named += re.findall(r"(?<![\w/.-])(?:omnicli|tests|benchmarks|presets)/[\w/-]*(?![\w/.-])", text)
+    rooms = (ROOT, ROOT / "omnicli", ROOT / "omnicli" / "models")
+    placeholder = re.compile("DATE|NAME")
+    lost = {path for path in named if not (placeholder.search(path) or any((room / path).exists() for room in rooms))}
+    assert lost == set()
+
+
 def test_pages_that_the_program_names_are_there():
     named = {
         (path.relative_to(ROOT).as_posix(), page)
