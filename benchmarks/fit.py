@@ -35,7 +35,30 @@ def make_plan(seconds: int, model: str, preset: str, quantize: str, offload: boo
 
 def options(quantize: str, offload: bool) -> str:
     """Return a way of keeping the weights as options of the command line."""
-    return " ".join([f"--quantize {quantize}"] * (quantize != "none") + ["--offload"] * offload) or "-"
+    words = [f"--quantize {quantize}"] * (quantize != "none") + ["--offload"] * offload
+    return f"`{' '.join(words)}`" if words else ""
+
+
+ASSUMED = [machine.Device(0, "assumed", 1 << 40, 1 << 40)]
+"""A card on which everything fits: what a plan needs there is then compared with the sizes of real ones."""
+
+
+def table(preset: str, seconds: int) -> list[str]:
+    """Return the lines of the table; `machine.devices` has to give `ASSUMED`."""
+    lines = [
+        "| card | model | options | of its tokens the LLM reads | planned peak on the card |",
+        "|---|---|---|---|---|",
+    ]
+    plans = {(model, way): make_plan(seconds, model, preset, *way) for model in MODELS for way in WAYS}
+    for card in CARDS_GIB:
+        for model in MODELS:
+            for way in WAYS:
+                made = plans[model, way]
+                peak, kept = made.device or 0, 100 * sum(made.kept) / sum(made.encoded)
+                if peak <= FREE * card * GIB and not any("context" in problem for problem in made.problems):
+                    lines.append(f"| {card} GiB | `{model}` | {options(*way)} | {kept:.1f} % | {peak / GIB:.1f} GiB |")
+                    break
+    return lines
 
 
 def main() -> None:
@@ -44,17 +67,8 @@ def main() -> None:
     parser.add_argument("--preset", default="avoc")
     parser.add_argument("--seconds", type=int, default=3600)
     given = parser.parse_args()
-    machine.devices = lambda: [machine.Device(0, "assumed", 1 << 40, 1 << 40)]
-    print("| card | model | options | of its tokens the LLM reads | planned peak on the card |")
-    print("|---|---|---|---|---|")
-    for card in CARDS_GIB:
-        for model in MODELS:
-            for way in WAYS:
-                made = make_plan(given.seconds, model, given.preset, *way)
-                peak, kept = made.device or 0, 100 * sum(made.kept) / sum(made.encoded)
-                if peak <= FREE * card * GIB and not any("context" in problem for problem in made.problems):
-                    print(f"| {card} GiB | `{model}` | {options(*way)} | {kept:.1f} % | {peak / GIB:.1f} GiB |")
-                    break
+    machine.devices = lambda: ASSUMED
+    print("\n".join(table(given.preset, given.seconds)))
 
 
 if __name__ == "__main__":

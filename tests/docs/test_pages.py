@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+from pathlib import Path
 
 from omnicli.config import config, registry, settings
 from tests.conftest import ROOT
 
-spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-docs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(docs)
+
+def script(path: str):
+    """Return a file that belongs to no package as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+docs, fit = script("docs/generate.py"), script("benchmarks/fit.py")
 
 
 def test_committed_pages_are_current(capsys):
@@ -50,3 +58,16 @@ def test_every_setting_is_documented_with_a_type():
             kind, text = told[field.name]
             assert kind and text, f"{cls.__name__}.{field.name}"
     assert docs.parameters(registry.methods()["avoc"])["radius"] == ("int", "Blocks up to this far apart are compared.")
+
+
+def test_the_tables_of_cards_are_what_is_planned(monkeypatch):
+    monkeypatch.setattr(fit.machine, "devices", lambda: fit.ASSUMED)
+    hour, short = fit.table("avoc", 3600), fit.table("avoc", 600)
+    guide = (ROOT / "docs" / "guide" / "fitting-a-card.md").read_text(encoding="utf-8")
+    assert "\n".join(hour) in guide and "\n".join(short) in guide
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ GiB.*\|$", readme, re.M)
+    assert len(rows) > 3
+    assert [
+        row for row in rows if row.replace(", ten minutes", "") not in (short if "ten minutes" in row else hour)
+    ] == []
