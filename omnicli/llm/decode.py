@@ -65,9 +65,15 @@ class Generation(Iterator[str]):
     """
 
     def __init__(
-        self, model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions, *,
+        self,
+        model: OmniModel,
+        cache: KVCache,
+        logits: Tensor,
+        next_position: float,
+        options: DecodeOptions,
+        *,
         recorder: AttentionRecorder,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
         self.next_position = next_position
@@ -116,9 +122,14 @@ class Generation(Iterator[str]):
 
 
 def generate(
-    model: OmniModel, cache: KVCache, logits: Tensor, next_position: float, options: DecodeOptions | None = None, *,
+    model: OmniModel,
+    cache: KVCache,
+    logits: Tensor,
+    next_position: float,
+    options: DecodeOptions | None = None,
+    *,
     recorder: AttentionRecorder | None = None,
-) -> Generation:  # fmt: skip
+) -> Generation:
     """Continue from ``logits`` (V,) after the cache's tokens.
 
     Parameters

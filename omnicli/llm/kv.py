@@ -110,9 +110,7 @@ class KVCache:
 
     def copy(self, layers: int, capacity: int) -> KVCache:
         """Return a cache of ``capacity`` with copies of what the first ``layers`` layers hold."""
-        new = KVCache(
-            len(self), self.kv_heads, self.head_dim, dtype=self.dtype, device=self.devices, capacity=capacity
-        )  # fmt: skip
+        new = KVCache(len(self), self.kv_heads, self.head_dim, dtype=self.dtype, device=self.devices, capacity=capacity)
         for layer in range(layers):
             if (length := self._lengths[layer]) > 0:
                 keys, values = self._buffers(layer)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from omnicli.compress.base import Compressor
 from omnicli.llm.kv import KVCache
-from omnicli.llm.prefill import PrefillResult, Prefix, prefill, read_prefix, shared_layers
+from omnicli.llm.prefill import PrefillResult, prefill
+from omnicli.llm.prefix import Prefix, read_prefix, shared_layers
 from omnicli.utils.context import RunContext
 
 if TYPE_CHECKING:
@@ -64,14 +65,23 @@ class PrefixCache:
         context = context or RunContext()
         if prefix is None:
             cache = KVCache(
-                model.depth, model.kv_heads, model.head_dim, dtype=model.dtype, device=model.layer_devices,
+                model.depth,
+                model.kv_heads,
+                model.head_dim,
+                dtype=model.dtype,
+                device=model.layer_devices,
                 capacity=size + room,
-            )  # fmt: skip
+            )
             part = rows * layers / model.depth
             prefix = read_prefix(
-                model, *begin, cache, media_span=span, media=media, layers=layers,
+                model,
+                *begin,
+                cache,
+                media_span=span,
+                media=media,
+                layers=layers,
                 report=lambda done: context.progress("prefill", done * part, size),
-            )  # fmt: skip
+            )
         prunes = layers < model.depth
         cache = prefix.cache.copy(layers, size + room) if prunes and not last else prefix.cache
         if not prunes:
@@ -79,7 +89,15 @@ class PrefixCache:
         if not last:
             self._prefix = prefix
         found = prefill(
-            model, prompt.embeds, prompt.position_ids, cache, media_span=span, media=media, pruner=pruner,
-            encoded=encoded, prefix=prefix, context=context,
-        )  # fmt: skip
+            model,
+            prompt.embeds,
+            prompt.position_ids,
+            cache,
+            media_span=span,
+            media=media,
+            pruner=pruner,
+            encoded=encoded,
+            prefix=prefix,
+            context=context,
+        )
         return found, cache

@@ -15,7 +15,7 @@ import torch
 
 from omnicli import pipeline
 from omnicli.config.config import load_config
-from omnicli.llm import kv, prefill, prefix_cache, steps
+from omnicli.llm import kv, prefill, prefix, prefix_cache, pruned_prefill, steps
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.models import parts, placement
@@ -141,23 +141,22 @@ def test_hidden_states_travel_only_where_the_card_changes():
         assert seen.moved["cpu:1", "cpu:2"] == 6 and seen.moved["cpu:2", "cpu:1"] == 2
 
 
+LOOP = pruned_prefill.PrunedPrefill
 MOVES = {
     "hidden": (placement.PlacedModel, "to_layer_device", "hidden.to(there)", "hidden"),
     "rope": (placement.PlacedModel, "to_layer_device", "part.to(there)", "part"),
-    "deepstack": (prefill, "_add_extra", ".to(hidden)", ".to(hidden.dtype)"),
-    "prefill's last row": (prefill, "_by_chunk", "hidden[-1:].to(model.device)", "hidden[-1:]"),
-    "a prefix": (prefill, "_by_chunk", ", device=model.layer_devices[layers - 1]", ""),
-    "attention for a method": (prefill.PrunedPrefill, "__call__", "attention.to(model.device)", "attention"),
-    "what to drop": (prefill.PrunedPrefill, "__call__", "index.to(hidden.device)", "index"),
-    "the pruned loop's last row": (prefill.PrunedPrefill, "__call__", "hidden[-1:].to(model.device)", "hidden[-1:]"),
-    "a layer of the pruned loop": (
-        prefill.PrunedPrefill, "__call__", "hidden, rope = model.to_layer_device(layer, hidden, rope)", "pass"
-    ),
+    "deepstack": (prefix, "add_extra", ".to(hidden)", ".to(hidden.dtype)"),
+    "prefill's last row": (prefill, "read_rows", "hidden[-1:].to(model.device)", "hidden[-1:]"),
+    "a prefix": (prefix, "read_rows", ", device=model.layer_devices[layers - 1]", ""),
+    "attention for a method": (LOOP, "_choose", "attention.to(self._model.device)", "attention"),
+    "what to drop": (LOOP, "read", ".to(hidden.device)", ""),
+    "the pruned loop's last row": (LOOP, "read", "hidden[-1:].to(model.device)", "hidden[-1:]"),
+    "a layer of the pruned loop": (LOOP, "read", "hidden, rope = model.to_layer_device(layer, hidden, rope)", "pass"),
     "rows of a cache": (kv.KVCache, "keep", "indices.to(self.devices[layer])", "indices"),
     "buffers": (prefix_cache.PrefixCache, "read", "device=model.layer_devices", "device=model.device"),
     "what an answer rests on": (AttentionRecorder, "add", "attention.to(media.device)", "attention"),
     "a token written": (steps.Steps, "_by_layer", "hidden.to(model.device)", "hidden"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("move", ["", *MOVES])
