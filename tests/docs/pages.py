@@ -27,7 +27,13 @@ def name(page: Path) -> str:
 
 def guide() -> list[Path]:
     """Return the pages whose examples are run."""
-    return [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+    docs = ROOT / "docs"
+    return [
+        ROOT / "README.md",
+        docs / "index.md",
+        *sorted((docs / "guide").glob("*.md")),
+        docs / "reference" / "models.md",
+    ]
 
 
 def everything() -> list[Path]:

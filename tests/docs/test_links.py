@@ -91,3 +91,7 @@ def test_the_site_is_built_strictly_from_docs_alone(tmp_path):
     for page in (tmp_path / "site").rglob("*.html"):
         fetched = re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=\"?(?:https?:)?//[^\s\">]+", page.read_text())
         assert fetched == [], page.name
+
+
+def test_the_readme_can_be_finished():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
