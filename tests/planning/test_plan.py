@@ -16,8 +16,9 @@ from omnicli.media.probe import probe
 from omnicli.models import loading, registry
 from omnicli.planning import fit, machine
 from omnicli.planning import plan as planning
-from tests.support import films
-from tests.support import tiny, tiny_minicpm, tiny_qwen3
+from omnicli.planning.constants import CUDA_CONTEXT_BYTES, LIBRARIES_BYTES, MARKS, TEXT_TOKENS
+from omnicli.planning.peaks import Weights
+from tests.support import films, tiny, tiny_minicpm, tiny_qwen3
 
 GIB = 1 << 30
 
@@ -68,7 +69,7 @@ def test_tokens_positions_and_weights_are_those_of_the_run(models, film, kind, s
     used = answer_film.media.used
     assert (plan.media.frames, plan.media.width, plan.media.height) == (used.frames, used.width, used.height)
     before = len(model.prompt("", video=clip.video, audio=clip.audio).before)
-    assert abs(plan.position - planning.MARKS + before - clip.max_position) <= 2
+    assert abs(plan.position - MARKS + before - clip.max_position) <= 2
     weights = (getattr(model, "thinker", None) or model.parts).parameters()
     assert plan.parts["weights"] == sum(w.numel() for w in weights) * 4
     item = clip.tokens.features.nbytes * (1 + model.facts.levels)
@@ -94,7 +95,7 @@ def test_positions_in_a_smaller_range_are_those_of_the_run(models, film, tmp_pat
     answer = pipeline.ask(film, ["Who?"], settings, model)[0]
     before = len(model.prompt("", video=True, audio=True).before)
     fitted = wanted == "auto" and kind != "minicpm"
-    shift = 0 if fitted else before - planning.MARKS  # fitted into the same range, whatever stands before
+    shift = 0 if fitted else before - MARKS  # fitted into the same range, whatever stands before
     assert abs(plan.position + shift - answer.positions["largest"]) <= 2
     assert plan.trained == answer.positions["trained"] == trained
     found = planning.to_dict(probe(film), settings, plan, [])["positions"]
@@ -125,7 +126,7 @@ def test_kv_bytes_are_those_of_the_cache(models, film, room):
 
     plan = planning.make_plan(probe(film), config(models["qwen2.5"]))
     facts, _ = loading.find_facts(str(models["qwen2.5"]))
-    d, length = facts.llm, sum(plan.kept) + planning.TEXT_TOKENS + 64
+    d, length = facts.llm, sum(plan.kept) + TEXT_TOKENS + 64
     cache = KVCache(d.depth, d.kv_heads, d.head_dim, dtype=__import__("torch").float32, device="cpu", capacity=length)
     import torch
 
@@ -229,7 +230,7 @@ def test_weights_in_few_bits_take_what_was_planned(models, film, kind, quantize,
 @pytest.mark.parametrize("name", [n for f in registry.facts().values() for n in f.dummies])
 def test_released_sizes_know_their_encoders(name):
     facts, size = loading.find_facts(f"dummy:{name}")
-    weights = planning.Weights.of(facts, "none", 1, type(facts).parameters[size])
+    weights = Weights.of(facts, "none", 1, type(facts).parameters[size])
     assert 0.4e9 < weights.encoders < 1.5e9  # both towers and what leads from them into the LLM
 
 
@@ -263,9 +264,9 @@ def test_several_cards_are_planned_one_by_one(film, room, monkeypatch):
     assert 0 < first.layers < second.layers and first.layers + second.layers == 48
     assert both.device == first.peak + second.peak and both.device_name == "cuda:0 a card, cuda:1 a card"
     # Each has its own context, and working memory of the layers; the rest is there once.
-    again = both.parts["prefill"] + planning.CUDA_CONTEXT_BYTES
+    again = both.parts["prefill"] + CUDA_CONTEXT_BYTES
     assert abs(both.device - plan.device - again) < 48
-    assert both.host >= both.parts["weights"] + planning.LIBRARIES_BYTES
+    assert both.host >= both.parts["weights"] + LIBRARIES_BYTES
     monkeypatch.setattr(machine, "devices", lambda: [one, dataclasses.replace(one, index=1, free_bytes=1 * GIB)])
     tight = planning.make_plan(info, dataclasses.replace(settings, device="cuda:1,cuda:0"))
     assert [on.name[:6] for on in tight.cards] == ["cuda:1", "cuda:0"]

@@ -277,7 +277,7 @@ def test_the_survey_is_what_a_plan_says(card):
     config = load_config("full")
     row = next(r for r in survey.survey(config) if r["name"] == "qwen2.5-omni-7b")
     plan = planning.make_plan(survey.film(3600), dataclasses.replace(config, model="qwen2.5-omni-7b"))
-    assert plan.media.frames == 3600 and plan.media.sound_s == 3600
+    assert plan.media.frames == 3600 and plan.media.audio_s == 3600
     assert row["films"][1] == {
         "seconds": 3600,
         "fits": False,

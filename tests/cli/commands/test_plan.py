@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from omnicli.planning import machine
-from omnicli.planning.plan import ERROR
+from omnicli.planning.constants import ERROR
 from tests.support import schema
 
 HOST = 64 << 30
