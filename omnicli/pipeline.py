@@ -117,10 +117,8 @@ def ask(
             model = load_configured(config if model is None else replace(config, model=str(model)))
     context.clock.cuda = model.device.type == "cuda"
     film = load_film(source, config.media, config.compressor.needs, model, context, cache=cache)
-    asked = partial(
-        answer, film, config=config, model=model, prefix_cache=PrefixCache(model), progress=context.progress,
-        evidence=evidence,
-    )  # fmt: skip
+    reader, progress = PrefixCache(model), context.progress
+    asked = partial(answer, film, config=config, model=model, prefix_cache=reader, progress=progress, evidence=evidence)
     several = [questions] if isinstance(questions, str) else questions
     tell, ends = on_text or (lambda index, text: None), len(several) - 1
     answers = [asked(question, last=i == ends, on_text=partial(tell, i)) for i, question in enumerate(several)]
@@ -179,10 +177,21 @@ def answer(
         for piece in text:
             on_text(piece)
     run = result.Run(
-        film, question, config, model, tuple(history),
-        clip=clip, selection=selection, kept=kept, length=length, read=read, reused=reader.reused, text=text,
-        first_s=first_s, context=context,
-    )  # fmt: skip
+        film,
+        question,
+        config,
+        model,
+        tuple(history),
+        clip=clip,
+        selection=selection,
+        kept=kept,
+        length=length,
+        read=read,
+        reused=reader.reused,
+        text=text,
+        first_s=first_s,
+        context=context,
+    )
     return result.answer(run)
 
 

@@ -26,7 +26,7 @@ def python(code: str) -> str:
 
 
 def cpu_s(code: str) -> float:
-    """Return the CPU seconds of a Python process, its start included: the least of several, so that others matter not."""
+    """Return the CPU seconds of a Python process, its start included: the least of several."""
     best = float("inf")
     for _ in range(7):
         before = os.times()
@@ -83,10 +83,8 @@ def test_six_lines_answer(tmp_path, monkeypatch, capsys):
     names: dict = {}
     exec(example(), names)
     answer, answers = names["answer"], names["answers"]
-    assert isinstance(answer, omnicli.Answer) and [a.question for a in answers] == [
-        "What is shown?",
-        "Who speaks last?",
-    ]
+    assert isinstance(answer, omnicli.Answer)
+    assert [a.question for a in answers] == ["What is shown?", "Who speaks last?"]
     assert capsys.readouterr().out == f"{answer.answer} {answer.evidence}\n"
     assert answer.preset == "avoc" and answer.model["name"] == "pocket" and answer.evidence
     assert (

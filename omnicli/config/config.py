@@ -310,8 +310,9 @@ class _Resolver:
         if len(parts) != 2 or parts[0] == parts[1]:
             self.problems.append(f"{self.where}method: a chain is two different methods, such as avoc+seats")
             return None
-        self.problems += [f"params.{key}: say which method, {parts[0]}.{key} or {parts[1]}.{key}"
-                          for key in self.changed["params"]]  # fmt: skip
+        first, second = parts
+        for key in self.changed["params"]:
+            self.problems.append(f"params.{key}: say which method, {first}.{key} or {second}.{key}")
         given = self.values["params"]
         if self.method_changed:  # params of the one method before: the budget stays with the first
             given = {parts[0]: given} if not given.keys() & set(parts) else given

@@ -82,9 +82,13 @@ class Cache:
             return False
 
     def entry(
-        self, source: str | Path | MediaInfo, settings: MediaConfig, capture: frozenset[str], model: OmniModel,
+        self,
+        source: str | Path | MediaInfo,
+        settings: MediaConfig,
+        capture: frozenset[str],
+        model: OmniModel,
         clock: StageClock,
-    ) -> Entry | None:  # fmt: skip
+    ) -> Entry | None:
         """Return the place of a film's tokens, there or not. None: random weights, or the film cannot be read."""
         if model.fingerprint is None:
             return None
@@ -238,9 +242,16 @@ def _way(settings: MediaConfig, capture: frozenset[str], model: OmniModel) -> st
 
     family = Path(inspect.getfile(type(model)))  # may come from another package
     way = [
-        CACHE_VERSION, _CODE, fingerprint.source([family]), identity.versions(), model.fingerprint, str(model.dtype),
-        model.device.type, settings.encoding(), sorted(capture),
-    ]  # fmt: skip
+        CACHE_VERSION,
+        _CODE,
+        fingerprint.source([family]),
+        identity.versions(),
+        model.fingerprint,
+        str(model.dtype),
+        model.device.type,
+        settings.encoding(),
+        sorted(capture),
+    ]
     return hashlib.blake2b(json.dumps(way, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

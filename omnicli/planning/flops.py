@@ -169,18 +169,34 @@ class EncoderDims:
         side = config.window_size // config.patch_size // config.spatial_merge_size
         merged = merge * width
         return cls(
-            width, config.intermediate_size, config.depth, 3, len(config.fullatt_block_indexes), side, merge,
-            0, patch * width, merged * merged + merged * config.out_hidden_size,
-        )  # fmt: skip
+            hidden_size=width,
+            intermediate_size=config.intermediate_size,
+            depth=config.depth,
+            mlp_matrices=3,
+            full_depth=len(config.fullatt_block_indexes),
+            window=side,
+            merge=merge,
+            frame_macs=0,
+            stem_macs=patch * width,
+            out_macs=merged * merged + merged * config.out_hidden_size,
+        )
 
     @classmethod
     def audio(cls, config: Any) -> EncoderDims:
         """Return the sizes of Qwen2.5-Omni's sound tower from its ``audio_config`` or anything like it."""
         width = config.d_model
         return cls(
-            width, config.encoder_ffn_dim, config.encoder_layers, 2, 0, config.n_window, 2,
-            3 * config.num_mel_bins * width, 3 * width * width, width * config.output_dim,
-        )  # fmt: skip
+            hidden_size=width,
+            intermediate_size=config.encoder_ffn_dim,
+            depth=config.encoder_layers,
+            mlp_matrices=2,
+            full_depth=0,
+            window=config.n_window,
+            merge=2,
+            frame_macs=3 * config.num_mel_bins * width,
+            stem_macs=3 * width * width,
+            out_macs=width * config.output_dim,
+        )
 
     def transformer_macs(self, positions: int, met: int, met_full: int = 0) -> int:
         """Return the MACs of all layers, with ``met`` pairs of positions in windowed and ``met_full`` in full ones."""

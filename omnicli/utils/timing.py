@@ -74,9 +74,7 @@ class Times:
 
     def __add__(self, later: Times) -> Times:
         """Return the times of one run after the other."""
-        return Times(
-            _sum(self.stages, later.stages), self.wall_s + later.wall_s, _sum(self.busy, later.busy)
-        )  # fmt: skip
+        return Times(_sum(self.stages, later.stages), self.wall_s + later.wall_s, _sum(self.busy, later.busy))
 
 
 def _sum(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:

@@ -220,11 +220,14 @@ def test_a_chain_made_of_a_preset_keeps_its_budget_before_the_llm():
         ("method: avoc+seats\nparams: {tokens: 5}", (), ["params.tokens: not a method of avoc+seats"]),
         ("method: avoc+seats\nparams: {avoc: 5}", (), ["params.avoc: must hold settings, not 5"]),
         ("method: avoc+seats", ("params.tokens=5",), ["say which method, avoc.tokens or seats.tokens"]),
-        ("method: avoc+seats\nparams: {avoc: {tokns: 5}, seats: {temperature: 0}}", (),
-         ["avoc.tokns: unknown", "seats.temperature: must be above 0"]),
+        (
+            "method: avoc+seats\nparams: {avoc: {tokns: 5}, seats: {temperature: 0}}",
+            (),
+            ["avoc.tokns: unknown", "seats.temperature: must be above 0"],
+        ),
         ("method: avoc+seats", ("random.seed=1",), ["the method is avoc+seats"]),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_chain(text, overrides, parts, tmp_path):
     found = c.validate(write(tmp_path / "p.yaml", text), overrides)
     assert all(any(part in problem for problem in found) for part in parts), found

@@ -128,16 +128,31 @@ def clip(n: int = 7, d: int = 6, *, dtype=torch.bfloat16, full: bool = True, see
 def media_info(path: Path, *, full: bool = True) -> MediaInfo:
     video = VideoStream(0, "h264", 196, 112, 90, 24.97, None, "yuv420p", 112, 196, 16 / 15)
     table = FrameTable(
-        pts=np.arange(4) * 512, time_s=np.arange(4) / 25 + 1e-9, duration_s=np.full(4, 0.04),
-        is_key=np.array([True, False, True, False]), packet=np.array([0, 2, 1, 3]), entry=np.array([0, 2]), packets=4,
-        time_base=Fraction(1, 12_800), shifts=((0, 0), (2, int(np.int64(77)))), ordered=False,
-    )  # fmt: skip
+        pts=np.arange(4) * 512,
+        time_s=np.arange(4) / 25 + 1e-9,
+        duration_s=np.full(4, 0.04),
+        is_key=np.array([True, False, True, False]),
+        packet=np.array([0, 2, 1, 3]),
+        entry=np.array([0, 2]),
+        packets=4,
+        time_base=Fraction(1, 12_800),
+        shifts=((0, 0), (2, int(np.int64(77)))),
+        ordered=False,
+    )
     return MediaInfo(
-        path=path, container="mov,mp4", origin_s=-0.1, duration_s=1 / 3, video=video if full else None,
-        audio=AudioStream(1, "aac", 44_100, 2, 3.5, "deu", ((0, 5),)), frames=table if full else None,
-        audio_span=(0.0, 1 / 3), subtitles=(SubtitleStream(2, "subrip", None, True),) if full else (),
-        problems=("odd",), status="damaged", stamp=(12, 34),
-    )  # fmt: skip
+        path=path,
+        container="mov,mp4",
+        origin_s=-0.1,
+        duration_s=1 / 3,
+        video=video if full else None,
+        audio=AudioStream(1, "aac", 44_100, 2, 3.5, "deu", ((0, 5),)),
+        frames=table if full else None,
+        audio_span=(0.0, 1 / 3),
+        subtitles=(SubtitleStream(2, "subrip", None, True),) if full else (),
+        problems=("odd",),
+        status="damaged",
+        stamp=(12, 34),
+    )
 
 
 def differences(a, b, path="value"):
@@ -316,9 +331,19 @@ def test_of_a_large_file_head_tail_and_places_between_are_looked_at(tmp_path):
 
 
 OTHER = {
-    "fps": 0.5, "max_frames": 3, "min_pixels": 100, "max_pixels": 10_000, "start": 0.5, "end": 3.0, "audio": "off",
-    "require_audio": True, "exact_mel": False, "audio_limit": 2.0, "clock": "nominal", "decoder": "cpu",
-}  # fmt: skip
+    "fps": 0.5,
+    "max_frames": 3,
+    "min_pixels": 100,
+    "max_pixels": 10_000,
+    "start": 0.5,
+    "end": 3.0,
+    "audio": "off",
+    "require_audio": True,
+    "exact_mel": False,
+    "audio_limit": 2.0,
+    "clock": "nominal",
+    "decoder": "cpu",
+}
 
 
 def test_every_media_setting_but_those_of_the_prompt_is_in_the_key(film, model):

@@ -207,8 +207,13 @@ def test_the_towers_of_qwen2_5_omni():
 def test_dummy_models_have_the_dimensions_of_the_constants():
     for size, d in (("7b", SEVEN), ("3b", cost.QWEN2_5_OMNI_3B)):
         assert list(SIZES[size].values()) == [
-            d.hidden_size, d.intermediate_size, d.depth, d.heads, d.kv_heads, d.vocab_size,
-        ]  # fmt: skip
+            d.hidden_size,
+            d.intermediate_size,
+            d.depth,
+            d.heads,
+            d.kv_heads,
+            d.vocab_size,
+        ]
         assert d.query_width == d.hidden_size
 
 
@@ -283,8 +288,12 @@ def test_seats_on_the_average_clip(r_video, r_audio, lengths, expected, publishe
 def test_the_hand_check():
     parts = {n: layer_macs(SEVEN, n, causal=False) / 1e12 for n in (2351, 2200, 1790, 675, 200)}
     assert {n: round(x, 4) for n, x in parts.items()} == {
-        2351: 0.5875, 2200: 0.5474, 1790: 0.4401, 675: 0.1606, 200: 0.0469,
-    }  # fmt: skip
+        2351: 0.5875,
+        2200: 0.5474,
+        1790: 0.4401,
+        675: 0.1606,
+        200: 0.0469,
+    }
     assert all(x == (n * 233_046_016 + 7168 * n * n) / 1e12 for n, x in parts.items())
     lengths = [2351] * 16 + [2200] * 2 + [1790] * 2 + [675] * 3 + [200] * 5
     assert cost.prefill(SEVEN, lengths, PAPERS).head / 1e12 == pytest.approx(0.109, abs=5e-4)

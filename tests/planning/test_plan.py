@@ -85,8 +85,9 @@ def test_positions_in_a_smaller_range_are_those_of_the_run(models, film, tmp_pat
     told = json.loads((folder / "config.json").read_text())
     told.get("text_config", told)["max_position_embeddings"] = trained
     (folder / "config.json").write_text(json.dumps(told))
-    settings = config(folder, "full", "method=random", "random.tokens=8", "generate.max_new_tokens=4",
-                      f"media.time_scale={wanted}")  # fmt: skip
+    settings = config(
+        folder, "full", "method=random", "random.tokens=8", "generate.max_new_tokens=4", f"media.time_scale={wanted}"
+    )
     if kind == "minicpm" and wanted == "0.25":
         with pytest.raises(ConfigError, match=r"media\.time_scale: positions of .* count tokens"):
             planning.make_plan(probe(film), settings)
