@@ -60,11 +60,7 @@ def film(seconds: int) -> MediaInfo:
 
 def names() -> list[str]:
     """Return the short names whose sizes are known without loading, the smallest model first."""
-    sizes = {
-        name: facts.parameters.get(facts.dummies.get(name, ""), 0)
-        for facts in registry.facts().values()
-        for name in facts.short_names
-    }
+    sizes = {name: facts.known_weights().get(name, 0) for facts in registry.known_facts() for name in facts.short_names}
     return ["pocket", *sorted(sizes, key=lambda name: sizes[name])]
 
 

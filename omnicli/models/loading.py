@@ -134,7 +134,7 @@ def short_names() -> dict[str, str]:
 
     Imports the families that other packages bring. One that cannot be used with the installed libraries is left out.
     """
-    known = {name: hub_id for facts in registry.facts().values() for name, hub_id in facts.short_names.items()}
+    known = {name: hub_id for facts in registry.known_facts() for name, hub_id in facts.short_names.items()}
     return {"pocket": ""} | known | {n: hub_id for family in _families() for n, hub_id in family.short_names.items()}
 
 
@@ -150,7 +150,8 @@ def find_facts(name: str) -> tuple[Facts, str | None]:
         An unknown name, a damaged configuration, or a family of which nothing is known without its code.
     """
     short, _, shrunk = name.lower().removeprefix("dummy:").partition(",")
-    size = next(((f, f.dummies[short]) for f in registry.facts().values() if short in f.dummies), None)
+    known = registry.known_facts()
+    size = next(((f, f.dummies[short]) for f in known if f.dummies.get(short) in f.parameters), None)
     if name.startswith("dummy:"):
         if size is None or shrunk:
             raise UnknownFamilyError(
@@ -176,7 +177,7 @@ def find_facts(name: str) -> tuple[Facts, str | None]:
 
 def _facts(name: str, config: dict[str, Any], folder: Path) -> Facts | None:
     """Return what a checkpoint's settings say, None for a family of which nothing is known without its code."""
-    for facts in registry.facts().values():
+    for facts in registry.known_facts():
         if config.get("model_type") in facts.model_types:
             try:
                 return facts.read(name, config, folder)
@@ -193,12 +194,12 @@ def find_family(name: str, folder: Path) -> type[OmniModel]:
 def check_family(name: str, folder: Path) -> None:
     """Raise `ModelError` if there is no family for a checkpoint folder; of the built-in ones nothing is imported."""
     model_type = checkpoint.read_config(name, folder).get("model_type")
-    if not any(model_type in facts.model_types for facts in registry.facts().values()):
+    if not any(model_type in facts.model_types for facts in registry.known_facts()):
         find_family(name, folder)
 
 
 def _released() -> list[str]:
-    return sorted(name for facts in registry.facts().values() for name in facts.dummies)
+    return sorted(name for f in registry.known_facts() for name, size in f.dummies.items() if size in f.parameters)
 
 
 def _families(model_type: str = "", unusable: list[ModelError] | None = None) -> Iterator[type[OmniModel]]:
@@ -290,7 +291,7 @@ def hub_id(name: str) -> tuple[str, str | None]:
         raise ModelError(f"{name}: no revision behind the @")
     if "/" in base:
         return base, revision or None
-    for facts in registry.facts().values():
+    for facts in registry.known_facts():
         if base.lower() in facts.short_names:
             return facts.short_names[base.lower()], revision or None
     if base == "pocket":

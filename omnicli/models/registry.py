@@ -32,6 +32,11 @@ def facts() -> Registry[Facts]:
     return Registry("model family", sources("omnicli.models.facts", _named("FACTS"), FACTS_GROUP, known))
 
 
+def known_facts() -> list[type[Facts]]:
+    """Return all `facts` that can be had; a package whose own cannot be imported hurts no other."""
+    return list(facts().usable()[0].values())
+
+
 def _named(constant: str) -> Any:
     def find(module: ModuleType) -> Any:
         try:
@@ -43,4 +48,4 @@ def _named(constant: str) -> Any:
     return find
 
 
-__all__ = ["FACTS_GROUP", "MODEL_GROUP", "facts", "families"]
+__all__ = ["FACTS_GROUP", "MODEL_GROUP", "facts", "families", "known_facts"]

@@ -145,11 +145,7 @@ def _models(config: Config, plan: Plan) -> Iterator[tuple[str, Config, bool]]:
     from omnicli.models import registry
 
     item = 4 if plan.dtype == "float32" else 2
-    sizes = {
-        name: facts.parameters[facts.dummies[name]] * item
-        for facts in registry.facts().values()
-        for name in facts.short_names
-    }
+    sizes = {name: values * item for facts in registry.known_facts() for name, values in facts.known_weights().items()}
     before = sizes.get(config.model or "", plan.parts["weights"])  # in full precision where that is known
     for name in sorted(sizes, key=lambda name: -sizes[name]):
         if sizes[name] < before:

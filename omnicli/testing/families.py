@@ -65,7 +65,22 @@ def of_class(family: type[OmniModel]) -> list[str]:
             return
         yield "an unknown size is no ModelError"
 
-    return [line for point in (names, dummies) for line in first(point, point)]
+    def facts() -> Iterator[str]:
+        for name, size in family.dummies.items():
+            whole = family.dummy(
+                size, name=name, device=torch.device("meta"), dtype=torch.bfloat16, layers=None, scale=1.0
+            )
+            told = type(whole.facts)
+            for field in ("model_types", "short_names", "dummies"):
+                if getattr(told, field) != getattr(family, field):
+                    yield f"{field} are not the family's"
+            if type(whole).weights is not OmniModel.weights:
+                modules = [module for part in whole.weights().values() for module in part]
+                weights = {id(p): p.numel() for module in modules for p in module.parameters()}
+                if (n := sum(weights.values())) != told.parameters.get(size):
+                    yield f"parameters[{size!r}] is {told.parameters.get(size)}, the model has {n} weights"
+
+    return [line for point in (names, dummies, facts) for line in first(point, point)]
 
 
 def of_folder(family: type[OmniModel], folder: Path) -> list[str]:

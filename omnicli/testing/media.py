@@ -235,6 +235,10 @@ def positions(t: Trial) -> Iterator[str]:
         time = ids[0, clip.tokens.indices(modality)]
         if bool((time[1:] < time[:-1]).any()):
             yield f"positions of {modality.name.lower()} go back"
+    if m.facts.clocked != (clip.origin is not None):
+        yield f"facts.clocked is {m.facts.clocked}, but the clip's positions have " + (
+            "no origin in time" if clip.origin is None else "an origin in time"
+        )
     if clip.max_position != float(ids.max()):
         yield f"max_position is {clip.max_position}, the largest is {float(ids.max())}"
     if clip.next_position <= float(ids[0, -1]):

@@ -102,6 +102,8 @@ class Facts(abc.ABC):
         Extra sets of features per picture token (deepstack).
     experts_per_token : int
         Experts that work on a token; 0: the layers have one MLP.
+    tied_head : bool
+        The head is the embeddings, and has no weights of its own.
     vision, audio : Tower
     preprocessing : Preprocessing
     mel_bands : int
@@ -113,7 +115,7 @@ class Facts(abc.ABC):
     dummies: ClassVar[dict[str, str]]
     """Names that may follow ``dummy:``, and short names of released sizes -> size."""
     parameters: ClassVar[dict[str, int]]
-    """Weights that are loaded, by size; for names whose files are not here. A test counts them on empty models."""
+    """Weights that are loaded, by size; for names whose files are not here. `omnicli.testing` counts them."""
     loads: ClassVar[tuple[str, ...]] = ("",)
     """Prefixes of the weights that are loaded from a checkpoint that has more; the first that is there counts."""
     skips: ClassVar[tuple[str, ...]] = ()
@@ -143,6 +145,7 @@ class Facts(abc.ABC):
     stem_values: int
     levels: int = 0
     experts_per_token: int = 0
+    tied_head: bool = False
 
     @classmethod
     def read(cls, name: str, config: Mapping[str, Any], preprocessing: Preprocessing | Path | None = None) -> Self:
@@ -167,6 +170,12 @@ class Facts(abc.ABC):
     def released(cls, size: str) -> Mapping[str, Any]:
         """Return the configuration of a released size, a value of ``dummies``."""
 
+    @classmethod
+    def known_weights(cls) -> dict[str, int]:
+        """Return how many weights released models have, by short name, as far as somebody counted them."""
+        sizes = {name: size for name, size in cls.dummies.items() if size in cls.parameters}
+        return {name: cls.parameters[sizes[name]] for name in cls.short_names if name in sizes}
+
     @property
     def layer_matrices(self) -> tuple[tuple[int, int, int], ...]:
         """(how many, rows, columns) of a layer's matrices, which are what is quantised: projections, MLP or experts."""
@@ -180,7 +189,7 @@ class Facts(abc.ABC):
         """Return how many of the LLM's weights are quantised, and how many are not: embeddings and head."""
         return (
             self.llm.depth * sum(n * rows * columns for n, rows, columns in self.layer_matrices),
-            2 * self.llm.vocab_size * self.llm.hidden_size,
+            (1 if self.tied_head else 2) * self.llm.vocab_size * self.llm.hidden_size,
         )
 
     @property

@@ -70,6 +70,7 @@ class QwenOmniFacts(Facts):
             stem_values=cls._stem_values(audio),
             levels=len(vision.get("deepstack_visual_indexes") or ()),
             experts_per_token=text.get("num_experts_per_tok") or 0,
+            tied_head=bool(text.get("tie_word_embeddings")),
         )
 
     @staticmethod
