@@ -8,8 +8,8 @@ import torch
 from omnicli.compress.methods.full import Full
 from omnicli.compress.methods.random import Random
 from omnicli.compress.methods.uniform import Uniform, evenly_spaced
+from omnicli.testing.clips import clip, query
 from omnicli.types import Modality
-from tests.compress.clips import clip, query
 
 
 def test_full_keeps_all():

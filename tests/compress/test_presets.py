@@ -1,85 +1,60 @@
-"""Every preset on every model family, from encoded pictures and sound through the LLM to a few generated tokens."""
+"""Every preset through one model, and each method and mode of theirs on every family and on clips that lack something.
+
+What the layers read on average is what the settings ask for; see `tests.compress.test_depths` for other depths.
+"""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from omnicli.config import config, registry
+from omnicli.config import config
 from omnicli.errors import ModelError
-from omnicli.llm.decode import DecodeOptions, generate
-from omnicli.llm.kv import KVCache
-from omnicli.llm.prefill import prefill
+from omnicli.models import registry
 from omnicli.models.parts import CAPTURES
-from omnicli.types import Modality
-from tests.support import tiny, tiny_minicpm, tiny_qwen3
+from tests.compress import reading
 
-DEPTH = 28
-FAMILIES = {"minicpm-o": tiny_minicpm.model, "qwen2-5-omni": tiny.model, "qwen3-omni-moe": tiny_qwen3.model}
-REFUSED = {
-    "minicpm-o": {
-        preset.name
-        for preset in config.list_presets()
-        if preset.name.startswith(("parity/seats", "parity/fastvid", "parity/omnisift"))
-    }
-}
-"""Presets that ask for what a family's encoders or positions cannot give; both senses present."""
-CLIPS = {"both": (12, 9.0), "silent": (7, None), "sound only": (0, 6.3), "one frame": (1, 2.0)}
+PAIRS = reading.pairs()
 
 
 def test_every_family_has_a_tiny_model_here():
-    assert set(FAMILIES) == set(registry.families())
-
-
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def omni(request):
-    return FAMILIES[request.param](layers=DEPTH)
-
-
-def registry_name(omni):
-    return omni.family.replace("_", "-")
-
-
-def encoded(omni, kind, capture):
-    frames, seconds = CLIPS[kind]
-    pictures = tiny.frames(frames, 4 * omni.pixel_unit, 6 * omni.pixel_unit) if frames else None
-    return tiny.encode(
-        omni, pictures, np.arange(frames) / 2, None if seconds is None else tiny.sound(seconds), capture=capture
-    )
+    assert set(reading.FAMILIES) == set(registry.families())
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", list(CLIPS))
-@pytest.mark.parametrize("preset", [p.name for p in config.list_presets()])
-def test_a_preset_runs_through_the_model(omni, preset, kind):
+@pytest.mark.parametrize("preset", reading.PRESETS)
+def test_a_presets_layers_read_what_it_asks_for(preset):
     method = config.load_config(preset).compressor
-    if preset in REFUSED.get(registry_name(omni), ()):
-        with pytest.raises(ModelError, match=r"use (its )?mode clean"):
-            clip = encoded(omni, kind, method.needs & CAPTURES)
-            method.compress(clip.tokens, omni.query(omni.prompt("q", video=clip.video, audio=clip.audio)))
-        return
-    clip = encoded(omni, kind, method.needs & CAPTURES)
-    prompt = omni.prompt("Who speaks last?", video=clip.video, audio=clip.audio)
-    selection = method.compress(clip.tokens, omni.query(prompt))
-    kept = clip.tokens.select(selection)
-    given = omni.sequence(prompt, clip, kept)
-    cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=256)
-    counts = tuple(clip.tokens.count(m) for m in Modality)
-    read = prefill(
-        omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=kept, pruner=method,
-        encoded=counts, chunk=64,
-    )  # fmt: skip
-    assert bool(torch.isfinite(read.logits).all()) and len(kept) > 0
-    text = given.embeds.shape[0] - len(kept)
-    ends = [first for first, _ in read.by_layer[1:]] + [DEPTH]
-    lengths = [n for (first, n), end in zip(read.by_layer, ends, strict=True) for _ in range(end - first)]
-    if not method.keeps_kv():
-        lengths = [0 if method.late_removal(DEPTH) is not None else len(read.kept)] * DEPTH
-    assert cache.lengths == [text + n for n in lengths]
-    writing = generate(omni, cache, read.logits, given.next_position, DecodeOptions(max_new_tokens=3))
-    writing.finish()
-    assert writing.token_ids or writing.finish_reason == "eos"
+    clip = reading.random_clip("qwen2-5-omni")
+    reading.check_layers_read_what_was_asked_for(reading.model("qwen2-5-omni"), clip, method)
+
+
+def lacking() -> list[tuple[str, str, str]]:
+    """Return preset, family and clip: all clips for what drops tokens inside the LLM, one of them for the others."""
+    kinds, inside, out = list(reading.CLIPS), reading.pruning(), []
+    for i, preset in enumerate(PAIRS):
+        families = [f for f in sorted(reading.FAMILIES) if not reading.refused(f, preset)]
+        for j in range(len(kinds) if preset in inside else 1):
+            out.append((preset, families[(i + j) % len(families)], kinds[(i // len(families) + j) % len(kinds)]))
+    return out
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("preset", "family", "kind"), lacking())
+def test_a_clip_that_lacks_something_is_read_and_answered(preset, family, kind):
+    method = config.load_config(preset).compressor
+    clip = reading.encoded(family, kind, method.needs & CAPTURES)
+    reading.read(reading.model(family), clip, method, write=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "preset"), [(f, p) for f in reading.FAMILIES for p in PAIRS if reading.refused(f, p)]
+)
+def test_what_a_family_cannot_give_is_one_error(family, preset):
+    omni, method = reading.model(family), config.load_config(preset).compressor
+    with pytest.raises(ModelError, match=r"use (its )?mode clean"):
+        clip = reading.encoded(family, "one frame", method.needs & CAPTURES)
+        method.compress(clip.tokens, omni.query(omni.prompt("q", video=clip.video, audio=clip.audio)))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from omnicli.config import registry
-from omnicli.llm.pruning import LayerView
-from omnicli.types import MediaTokens, Modality, Selection
-
-from .clips import clip, query
+from omnicli.testing.clips import clip, query
+from omnicli.types import LayerView, MediaTokens, Modality, Selection
 
 DEPTH = 28
 ROUNDS = 12

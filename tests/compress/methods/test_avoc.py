@@ -18,8 +18,8 @@ from omnicli.compress.methods.avoc import (
     scores,
 )
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
 from omnicli.types import Modality, Query
-from tests.compress.clips import clip, query
 from tests.compress.reference import greedy_ta_mmr, grid_vectors
 
 

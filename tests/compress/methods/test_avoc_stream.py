@@ -13,8 +13,8 @@ from omnicli.compress.methods.avoc import Avoc, Projections, scores
 from omnicli.compress.methods.avoc_stream import AvocStream
 from omnicli.compress.streaming import Stream
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
 from omnicli.types import MediaTokens, Modality, Query, Selection
-from tests.compress.clips import clip, query
 
 
 def ragged(seed: int = 9, blocks: int = 12) -> MediaTokens:
@@ -103,8 +103,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("radius", [0, 1, 3])
-@pytest.mark.parametrize("setting", list(SETTINGS))
+@pytest.mark.parametrize(
+    ("setting", "radius"),
+    [("tokens", 3), ("many tokens", 1), ("retention", 0), ("retention", 3), ("by modality", 1), ("proportional", 3)],
+)
 def test_equals_the_slow_loop(setting, radius):
     tokens, question = ragged(), query()
     method = AvocStream(**SETTINGS[setting], diversity=0.4, radius=radius)
@@ -152,7 +154,7 @@ def test_blocks_may_come_alone_or_together_and_what_is_let_go_may_be_forgotten()
     assert torch.equal(torch.stack([memory[i] for i in chosen.tolist()]), tokens.features[chosen])
 
 
-@pytest.mark.parametrize("blocks", [40, 160])
+@pytest.mark.parametrize("blocks", [40, 80])
 def test_memory_does_not_grow_with_the_clip(blocks):
     k, radius, per_block = 60, 3, 24 + 10
     tokens = clip(blocks=blocks, pictures=2, sounds=10)
@@ -168,12 +170,13 @@ def test_memory_does_not_grow_with_the_clip(blocks):
     assert stream.finish().numel() == k
 
 
-@pytest.mark.parametrize("split", ["2:1", "1:4", "1:0", "proportional", "adaptive"])
-@pytest.mark.parametrize("k", [1, 2, 7, 40, 1000])
+@pytest.mark.parametrize(
+    ("split", "k"), [("2:1", 1), ("2:1", 40), ("1:4", 7), ("1:0", 2), ("proportional", 40), ("adaptive", 40)]
+)
 def test_a_number_of_tokens_is_met_exactly(split, k):
     late = clip(blocks=14, pictures=2, sounds=6)
     late = late.select(Selection(torch.nonzero((late.window < 7) == (late.modality == 0)).flatten()))
-    for tokens in (ragged(), late, clip(sounds=0), clip(pictures=0), clip(blocks=1)):
+    for tokens in (ragged(), late, clip(blocks=3, sounds=0), clip(blocks=3, pictures=0), clip(blocks=1)):
         selection = AvocStream(tokens=k, split=split).compress(tokens, query())
         kept = tokens.select(selection)
         assert len(kept) == min(k, len(tokens))
@@ -182,7 +185,7 @@ def test_a_number_of_tokens_is_met_exactly(split, k):
             assert selection.report["budget"] == Avoc(tokens=k, split=split).budget(tokens).to_dict()
 
 
-@pytest.mark.parametrize("retention", [0.01, 0.1, 0.37, 0.9])
+@pytest.mark.parametrize("retention", [0.01, 0.37])
 def test_a_share_is_met_exactly_even_where_one_modality_stops(retention):
     late = clip(blocks=20, pictures=2, sounds=6)
     for first in (0, 1):
@@ -270,14 +273,17 @@ def planted(seed: int = 0, blocks: int = 120, width: int = 48) -> tuple[MediaTok
     return dataclasses.replace(tokens, features=features), Query(asked.repeat(3, 1)), event
 
 
-@pytest.mark.parametrize("setting", ["tokens=288", "retention=0.1", "retention=0.3", "adaptive"])
+@pytest.mark.parametrize(
+    "setting",
+    ["tokens=288", *(pytest.param(s, marks=pytest.mark.slow) for s in ("retention=0.1", "retention=0.3", "adaptive"))],
+)
 def test_overlap_with_the_offline_choice(setting, capsys):
     fields = {"tokens=288": {"tokens": 288}, "adaptive": {"tokens": 288, "split": "adaptive"}}.get(
         setting, {"retention": float(setting.rpartition("=")[2] or 0) if "ret" in setting else 0.1}
     )
     shares, found = [], []
     for seed in range(2):
-        tokens, question, event = planted(seed)
+        tokens, question, event = planted(seed, blocks=60 if setting == "tokens=288" else 120)
         offline = Avoc(**fields).compress(tokens, question).indices
         online = AvocStream(**fields).compress(tokens, question).indices
         shares.append(float(torch.isin(online, offline).float().mean()))

@@ -13,8 +13,8 @@ from omnicli.compress.max_min import max_min_picks, pick_in_groups
 from omnicli.compress.methods.divprune import DivPrune, rounded
 from omnicli.compress.methods.divprune_om import DivPruneOm
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
 from omnicli.types import MediaTokens, Modality, Selection
-from tests.compress.clips import clip, query
 
 SAME = 2e-6
 

@@ -11,8 +11,8 @@ from omnicli.compress.groups import counterparts, frames
 from omnicli.compress.methods.dycoke import DyCoke, partners
 from omnicli.compress.ops import distances
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
 from omnicli.types import MediaTokens, Modality, Selection
-from tests.compress.clips import clip, query
 
 MODES = ("clean", "official")
 every_mode = pytest.mark.parametrize("mode", MODES)

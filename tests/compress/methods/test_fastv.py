@@ -8,8 +8,8 @@ import torch
 from omnicli.compress.methods.fastv import FastV
 from omnicli.compress.methods.fastv_om import FastVOm
 from omnicli.errors import ConfigError
+from omnicli.testing.clips import clip
 from omnicli.types import LayerView, Modality
-from tests.compress.clips import clip
 
 OUT = {True: FastVOm, False: FastV}
 

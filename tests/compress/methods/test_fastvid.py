@@ -13,9 +13,11 @@ from omnicli.compress.methods.fastvid import FastVID
 from omnicli.compress.released import fastvid as released
 from omnicli.compress.segments import density_peaks, lay_out
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
+from omnicli.testing.methods import MethodTrial
 from omnicli.types import MediaTokens, Modality, Selection
-from tests.compress.clips import clip, query
-from tests.compress.test_contract import CLIPS
+
+CLIPS = MethodTrial(FastVID).clips
 
 MODES = ("clean", "official")
 

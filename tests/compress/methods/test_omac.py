@@ -11,8 +11,8 @@ import torch
 from omnicli.compress.budget import spread
 from omnicli.compress.methods.omac import Omac, share_sound
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
 from omnicli.types import MediaTokens, Modality, Query, Selection
-from tests.compress.clips import clip, query
 
 
 def cosine(a, b) -> float:

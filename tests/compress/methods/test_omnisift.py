@@ -11,9 +11,11 @@ from omnicli.compress.budget import spread
 from omnicli.compress.methods.omnisift import SELECTOR_FILE, OmniSIFT
 from omnicli.compress.selector import Selector, load_selector
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
+from omnicli.testing.methods import MethodTrial
 from omnicli.types import MediaTokens, Modality, Selection
-from tests.compress.clips import clip, query
-from tests.compress.test_contract import CLIPS
+
+CLIPS = MethodTrial(OmniSIFT).clips
 
 MODES = ("clean", "official")
 

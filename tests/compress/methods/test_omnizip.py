@@ -14,8 +14,8 @@ from omnicli.compress.methods.omnizip import OmniZip, likeness_to_window
 from omnicli.compress.redundancy import density_peaks, nearest
 from omnicli.compress.released.omnizip import renormalised
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
 from omnicli.types import MediaTokens, Modality, Selection
-from tests.compress.clips import clip, query
 
 every_mode = pytest.mark.parametrize("mode", ["clean", "official"])
 PAIRS = [(0.4, 0.75), (0.3, 0.65), (0.12, 0.4), (0.5, 0.2)]

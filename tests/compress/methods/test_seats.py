@@ -10,8 +10,8 @@ import torch
 
 from omnicli.compress.methods.seats import Seats, entering
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
 from omnicli.types import LayerView, Modality, Selection
-from tests.compress.clips import clip, query
 
 
 def uneven(seed: int, width: int = 12):

@@ -13,8 +13,8 @@ from omnicli.compress.methods import visionzip
 from omnicli.compress.methods.visionzip import VisionZip
 from omnicli.compress.methods.visionzip_om import VisionZipOm
 from omnicli.errors import ConfigError, ModelError
+from omnicli.testing.clips import clip, query
 from omnicli.types import MediaTokens, Modality, Selection
-from tests.compress.clips import clip, query
 from tests.compress.methods.test_divprune import even_shares, pieces, ragged
 
 

@@ -31,21 +31,21 @@ def one_at_a_time(shares, sizes, total):
 def test_repair_in_closed_form_is_the_loop():
     rng = random.Random(0)
     moved = 0
-    for _ in range(3000):
+    for _ in range(800):
         sizes = [rng.randint(1, 12) for _ in range(rng.randint(1, 9))]
         shares = [rng.randint(0, n) for n in sizes]
         total = rng.randint(0, 80)
         expected = one_at_a_time(shares, sizes, total)
         assert level_repair(torch.tensor(shares), torch.tensor(sizes), total).tolist() == expected
         moved += expected != shares
-    assert moved > 2000
+    assert moved > 500
 
 
-def test_repair_of_a_thousand_windows_is_the_loop():
+def test_repair_of_many_windows_is_the_loop():
     rng = random.Random(1)
-    sizes = [rng.randint(1, 300) for _ in range(1000)]
+    sizes = [rng.randint(1, 300) for _ in range(300)]
     shares = [rng.randint(1, n) for n in sizes]
-    for total in (sum(shares) - 4000, sum(shares) + 4000):
+    for total in (sum(shares) - 1500, sum(shares) + 1500):
         expected = one_at_a_time(shares, sizes, total)
         assert level_repair(torch.tensor(shares), torch.tensor(sizes), total).tolist() == expected
 

@@ -1,4 +1,4 @@
-"""Random clips in the layout that models make: per 2-second block first its pictures, then its sound."""
+"""Random clips and questions for trying methods, laid out as models do: per block its frames, then its sound."""
 
 from __future__ import annotations
 
@@ -20,7 +20,21 @@ def clip(
     rows: int = ROWS,
     cols: int = COLS,
 ) -> MediaTokens:
-    """Return ``blocks`` blocks of ``pictures`` frame pairs (rows x cols cells each) and ``sounds`` sound tokens."""
+    """Return a clip of noise, with saliency and keys.
+
+    Parameters
+    ----------
+    blocks : int
+        Blocks of 2 s.
+    pictures, sounds : int
+        Frames (of ``rows`` x ``cols`` tokens) and sound tokens in each of them.
+    width : int
+        Of the features.
+    seed : int
+        Equal seeds give equal clips.
+    dtype : torch.dtype
+        Of features and keys.
+    """
     modality, start, window, row, col = [], [], [], [], []
     for b in range(blocks):
         for p in range(pictures):
@@ -55,5 +69,6 @@ def clip(
 
 
 def query(width: int = 16, tokens: int = 7, *, seed: int = 1, dtype: torch.dtype = torch.float32) -> Query:
+    """Return a question of ``tokens`` random embeddings."""
     generator = torch.Generator().manual_seed(seed)
     return Query(torch.randn(tokens, width, generator=generator).to(dtype), "Who speaks last?")
