@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,9 @@ from omnicli.batch.isolate import Isolated
 from omnicli.batch.items import Item, Job
 from omnicli.batch.limit import time_limit
 from omnicli.errors import ConfigError, OmniError
+from tests.conftest import ROOT
 from tests.support import workers as fakes
+from tests.support.waiting import ended, wait_until
 
 
 def swallow_everything():
@@ -46,13 +47,13 @@ def test_python_is_interrupted(stuck, monkeypatch):
     before, handler = time.monotonic(), signal.getsignal(signal.SIGALRM)
     with pytest.raises(TimeLimitError, match=r"longer than 0\.1 s"), time_limit(0.1):
         stuck()
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 50, "it was not interrupted: it ended by itself"
     assert signal.getsignal(signal.SIGALRM) is handler
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_what_is_in_time_is_left_alone():
-    with time_limit(0.05):
+    with time_limit(60):
         pass
     with time_limit(None):
         time.sleep(0.1)
@@ -128,13 +129,11 @@ def test_the_film_looked_at_ahead_is_blamed_on_nobody_else(isolated):
 
 
 def test_a_process_that_hangs_is_ended(isolated):
-    before = time.monotonic()
-    rows, log = isolated(job("hang", "1", "2"), job("a", "1", "hang", "2"), timeout_s=0.3)
+    rows, log = isolated(job("hang", "1", "2"), job("a", "1", "hang", "2"), timeout_s=2)
     assert statuses(rows) == ["failed", "failed", "ok", "failed", "ok"]
     assert {r["error"]["code"] for r in rows if r["status"] == "failed"} == {124}
     assert "could not be interrupted" in rows[0]["error"]["message"]
     assert log.count("open") == 3
-    assert time.monotonic() - before < 20
 
 
 def test_a_lost_device_takes_a_new_process_and_no_item(isolated):
@@ -168,19 +167,15 @@ def test_the_worker_ends_with_its_parent(tmp_path):
         [sys.executable, tmp_path / "run.py", tmp_path / "log"],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    for _ in range(100):
-        try:
-            if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
-                return
-        except OSError:
-            return
-        time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
-    pytest.fail("the worker outlived its parent")
+    try:
+        wait_until(lambda: ended(pid), "the worker outlived its parent")
+    finally:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)

@@ -26,9 +26,10 @@ from omnicli.encode.film import load_film
 from omnicli.errors import ConfigError, MediaError, OmniError, UsageError
 from omnicli.media.container import DecodeStats
 from omnicli.media.pieces import HERE
-from tests.conftest import ROOT, Result, omni, omni_process, tiny_model  # noqa: F401
+from tests.conftest import ROOT
 from tests.support import films, schema, tiny
 from tests.support import workers as fakes
+from tests.support.waiting import ended, wait_until
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'omnicli[ray]'")
@@ -132,12 +133,10 @@ def test_the_film_announced_is_blamed_on_nobody_else(cluster, tmp_path):
 
 
 def test_a_worker_that_hangs_is_ended(cluster):
-    before = time.monotonic()
-    rows = ask(cluster(1, timeout_s=3), job("a", "1", "hang", "2"), job("b"))
+    rows = ask(cluster(1, timeout_s=6), job("a", "1", "hang", "2"), job("b"))
     assert {key for key, row in rows.items() if row["status"] == "failed"} == {"a hang"}
     assert rows["a hang"]["error"]["code"] == 124
-    assert "a: took longer than 3 s and could not be interrupted" in rows["a hang"]["error"]["message"]
-    assert time.monotonic() - before < 120
+    assert "a: took longer than 6 s and could not be interrupted" in rows["a hang"]["error"]["message"]
 
 
 def test_what_ends_the_run(cluster, monkeypatch):
@@ -168,18 +167,7 @@ def test_ctrl_c_ends_the_workers(cluster, tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert [json.loads(line)["key"] for line in out.read_bytes().splitlines()] == ["a q"]
-    for _ in range(200):
-        if ended(*pids):
-            return
-        time.sleep(0.05)
-    pytest.fail("the worker goes on")
-
-
-def ended(pid):
-    try:
-        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return True
+    wait_until(lambda: ended(*pids), "the worker goes on")
 
 
 def test_one_worker_for_each_gpu(address, tmp_path):
@@ -188,7 +176,7 @@ def test_one_worker_for_each_gpu(address, tmp_path):
         assert [row["status"] for row in workers.answer([job("a")])] == ["ok"]
 
 
-def test_the_command(address, omni_process, tiny_model, tmp_path):  # noqa: F811
+def test_the_command(address, omni_process, tiny_model, tmp_path):
     """The real command and a real model of random weights, on the cluster that runs here; paths that are relative."""
     for n in range(3):
         films.write(tmp_path / f"{n}.mp4", 0.5 + n / 8, sound=n > 0)
@@ -197,7 +185,7 @@ def test_the_command(address, omni_process, tiny_model, tmp_path):  # noqa: F811
     argv = ("batch", *names, "-q", "why?", "-q", "who?", "--model", tiny_model, "--fps", "1", "--max-new-tokens", "2")
     ray_ = ("--ray", "--address", address, "--workers", "1", "--device", "cpu")
     env = {"OMNI_CACHE_DIR": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    first: Result = omni_process(*argv, *ray_, "--timeout", 300, "-o", tmp_path / "out.jsonl", **env)
+    first = omni_process(*argv, *ray_, "--timeout", 300, "-o", tmp_path / "out.jsonl", **env)
     assert (first.code, first.out) == (7, ""), first.err
     lines = first.err.splitlines()
     assert lines[0] == "omni: Ray: 1 worker, 2 CPUs each" and lines[-1].startswith("omni: 6 ok, 2 failed; ")
@@ -245,14 +233,15 @@ def test_a_stream_stays_a_bounded_number_of_pieces_ahead_and_ends_when_nobody_wa
     film = stream()
     pieces = TASKS.read(film)
     first = next(pieces)
-    time.sleep(2)
-    assert film.log.read_text().count("\n") <= 1 + PARCELS + 1
+
+    def count():
+        return film.log.read_text().count("\n")
+
+    wait_until(lambda: count() > PARCELS, "nothing is decoded ahead")
+    time.sleep(1)  # whatever would come without a bound comes now, or at least on a machine that is not busy
+    assert count() <= 1 + PARCELS + 1
     pieces.close()
-    for _ in range(200):
-        if ended(int(first.times[0])):
-            return
-        time.sleep(0.05)
-    pytest.fail("it decodes on")
+    wait_until(lambda: ended(int(first.times[0])), "it decodes on")
 
 
 def test_a_decoder_killed_in_the_middle(stream):
@@ -276,22 +265,27 @@ def test_workers_whose_films_are_decoded_elsewhere(stream, address, tmp_path, tr
     assert len(pids) == 1 + (trouble != "")
     if trouble == "actor":  # the task of the actor that died is gone too
         first = int(film.with_suffix(".log").read_text().split()[1])
-        assert ended(first)
+        wait_until(lambda: ended(first), "the first task goes on")
 
 
-def test_tokens_are_the_same_wherever_a_film_is_decoded(address, tmp_path, monkeypatch):
+NAMES = ("film.mp4", "late_sound.mkv", "bit_flips.mp4")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [NAMES, pytest.param(set(films.GOOD + films.DAMAGED) - set(NAMES), marks=pytest.mark.slow)],
+    ids=["some", "the others"],
+)
+def test_tokens_are_the_same_wherever_a_film_is_decoded(address, film_folder, monkeypatch, names):
     """Good and damaged films, in one and in several stretches."""
-    folder = tmp_path / "films"
-    folder.mkdir()
-    films.write_all(folder)
     model = tiny.model()
     model.facts = dataclasses.replace(model.facts, video_batch=2)
     monkeypatch.setattr(Tasks, "stretches", lambda self, batches: min(self.cpus, batches))
     several = 0
-    for name in (*films.GOOD, *films.DAMAGED):
-        plain = encoded(folder / name, model, HERE)
+    for name in sorted(names):
+        plain = encoded(film_folder / name, model, HERE)
         for cpus in (1, 3):
-            other = encoded(folder / name, model, Tasks(cpus, os.getcwd()))
+            other = encoded(film_folder / name, model, Tasks(cpus, os.getcwd()))
             if isinstance(plain, str):
                 assert other == plain
                 continue
@@ -299,7 +293,7 @@ def test_tokens_are_the_same_wherever_a_film_is_decoded(address, tmp_path, monke
             assert torch.equal(other.clip.tokens.start_s, plain.clip.tokens.start_s)
             assert (other.used, other.warnings) == (plain.used, plain.warnings)
             several += cpus > 1 and plain.used.frames > 4
-    assert several >= 4
+    assert several >= 2
 
 
 def encoded(path, model, decoder):
@@ -312,7 +306,8 @@ def encoded(path, model, decoder):
 TIMED = ("stages", "busy", "wall_s", "time_to_first_token_s", "peak_memory")
 
 
-def test_rows_are_those_of_a_batch_without_ray(address, omni, tiny_model, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_rows_are_those_of_a_batch_without_ray(address, omni, tiny_model, tmp_path, monkeypatch):
     """Decoded by tasks or by the worker itself: good, damaged and unreadable films."""
     folder = tmp_path / "films"
     folder.mkdir()
@@ -334,7 +329,7 @@ def test_rows_are_those_of_a_batch_without_ray(address, omni, tiny_model, tmp_pa
     assert len(rows["plain"]) == 2 * len(list(folder.iterdir()))
 
 
-def test_a_journal_begun_without_ray_is_the_same(address, omni, tiny_model, tmp_path, monkeypatch):  # noqa: F811
+def test_a_journal_begun_without_ray_is_the_same(address, omni, tiny_model, tmp_path, monkeypatch):
     films.write(tmp_path / "a.mp4", 0.5)
     monkeypatch.setenv("OMNI_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -361,7 +356,7 @@ def test_a_journal_begun_without_ray_is_the_same(address, omni, tiny_model, tmp_
     ],
     ids=" ".join,
 )
-def test_what_starts_nothing(omni, argv, words):  # noqa: F811
+def test_what_starts_nothing(omni, argv, words):
     result = omni("batch", ".", "-q", "why?", *argv)
     assert result.code == 2
     line = result.error_line()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import signal
@@ -94,7 +95,9 @@ def test_rows_are_those_of_ask(do, folder, model):
 
 
 def test_a_film_is_encoded_once_and_the_next_one_looked_at_meanwhile(do, monkeypatch):
-    looks, threads, real = counted(monkeypatch, "look"), [], worker.probe
+    encoded, threads, real = [], [], worker.probe
+    load = worker.load_film
+    monkeypatch.setattr(worker, "load_film", lambda *a, **k: (encoded.append(a), load(*a, **k))[1])
 
     def probe(path):
         threads.append((Path(path).name, threading.current_thread() is threading.main_thread()))
@@ -102,7 +105,7 @@ def test_a_film_is_encoded_once_and_the_next_one_looked_at_meanwhile(do, monkeyp
 
     monkeypatch.setattr(worker, "probe", probe)
     assert statuses(do("a.mp4", "bad.mp4", "b.mp4")) == ["ok"] * 3 + ["failed"] * 3 + ["ok"] * 3
-    assert len(looks) == 2
+    assert len(encoded) == 2
     assert threads == [("bad.mp4", False), ("b.mp4", False)]
 
 
@@ -123,7 +126,7 @@ def test_the_next_film_is_decoded_while_this_one_is_answered(do, folder, model, 
     assert statuses(rows) == ["ok"] * 3
     for row in rows:
         stages = {name: s for name, s in row["stages"].items() if name != "select_in_llm"}
-        assert sum(stages.values()) == pytest.approx(row["wall_s"], rel=0.05, abs=0.02)
+        assert sum(stages.values()) < 1.05 * row["wall_s"] + 0.02, "time is counted twice"
     (alone,) = do("c.mp4", questions=["why?"])
     assert alone["answer"] == rows[2]["answer"] and alone["media_used"] == rows[2]["media_used"]
 
@@ -230,7 +233,8 @@ def test_what_fit_asks_with():
 def test_a_context_that_is_too_small_is_met_by_fit(do, model, monkeypatch):
     plain = load_config("full", ["generate.max_new_tokens=2", "media.fps=8"])
     (row,) = do("a.mp4", config=plain, questions=["why?"])
-    monkeypatch.setattr(model, "max_position", row["tokens"]["text"] + 16 + 2)
+    small = dataclasses.replace(model.facts, max_position=row["tokens"]["text"] + 16 + 2)
+    monkeypatch.setattr(model, "facts", small)
     rows = do("a.mp4", config=plain, questions=["why?"])
     assert statuses(rows) == ["failed"] and rows[0]["error"]["code"] == 4
     with monkeypatch.context() as patch:

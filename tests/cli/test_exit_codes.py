@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -13,6 +12,7 @@ from omnicli import errors
 from omnicli.cli import answering
 from omnicli.cli.main import is_out_of_memory
 from tests.conftest import ROOT
+from tests.support.waiting import PATIENCE_S
 
 
 class OutOfMemoryError(RuntimeError):
@@ -80,16 +80,20 @@ def test_a_reader_that_goes_away_is_no_error_message():
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait(30) == 141
+    assert process.wait(PATIENCE_S) == 141
     assert err == b""
 
 
 def test_ctrl_c_ends_with_130(film):
     script = (
-        "import signal, sys\n"
+        "import signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored\n"
         "from omnicli.cli.main import main\n"
-        "print('ready', file=sys.stderr, flush=True)\n"
+        "class Waiting:\n"
+        "    def read(self):\n"
+        "        print('reading', file=sys.stderr, flush=True)\n"
+        "        time.sleep(3600)\n"
+        "sys.stdin = Waiting()\n"
         "main(sys.argv[1:])\n"
     )
     process = subprocess.Popen(
@@ -101,10 +105,9 @@ def test_ctrl_c_ends_with_130(film):
         text=True,
     )
     assert process.stderr is not None
-    assert process.stderr.readline() == "ready\n"
-    time.sleep(0.5)  # it now waits for questions on stdin
+    assert process.stderr.readline() == "reading\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert (out, err) == ("", "omni: interrupted\n")
 

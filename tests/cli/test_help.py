@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -73,14 +72,11 @@ def test_no_help_imports_a_heavy_library():
     assert done.stdout.strip() == ""
 
 
-def test_help_takes_little_cpu_time():
-    best = float("inf")
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "omnicli.cli.main", "--help"], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert best <= 0.3
+def test_help_imports_little():
+    """Modules are counted, not seconds: those are the machine's. 0.2 s of CPU on the slowest one tried."""
+    script = "import sys; from omnicli.cli.main import run; run(['--help']); print(len(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stderr) < 420
 
 
 def test_version(omni):

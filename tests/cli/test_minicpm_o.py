@@ -17,13 +17,24 @@ def folder(tmp_path_factory):
     return tiny_minicpm.build(tmp_path_factory.mktemp("minicpm") / "tiny", layers=36)
 
 
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder, "cpu")
+
+
 @pytest.mark.parametrize(
     ("preset", "kept"),
-    [("full", (384, 60)), ("avoc", (384, 60)), ("seats-10", None), ("fastv-25", None), ("parity/avoc-minicpm", None)],
+    [
+        ("full", (384, 60)),
+        ("seats-10", None),
+        pytest.param("avoc", (384, 60), marks=pytest.mark.slow),
+        pytest.param("fastv-25", None, marks=pytest.mark.slow),
+        pytest.param("parity/avoc-minicpm", None, marks=pytest.mark.slow),
+    ],
 )
-def test_a_film_is_answered(folder, film, preset, kept):
+def test_a_film_is_answered(model, film, preset, kept):
     settings = load_config(preset, ["media.fps=1", "generate.max_new_tokens=6"])
-    (answer,) = pipeline.ask(film, ["What is the secret number?"], settings, load_model(folder, "cpu"))
+    (answer,) = pipeline.ask(film, ["What is the secret number?"], settings, model)
     counts = answer.tokens
     assert (counts["video"]["encoded"], counts["audio"]["encoded"]) == (6 * 64, 60)
     assert (answer.media_used.height, answer.media_used.width) == (336, 588)
@@ -55,7 +66,14 @@ def test_what_it_cannot_give_is_one_line_and_exit_5(omni, folder, film):
     assert "MiniCPM-o's encoders give no pair_saliency" in result.error_line()
 
 
-@pytest.mark.parametrize("media", ["silent.mp4", "sound.wav", "one_frame.mp4", "late_sound.mkv"])
+@pytest.mark.parametrize(
+    "media",
+    [
+        "one_frame.mp4",
+        "sound.wav",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("silent.mp4", "late_sound.mkv")),
+    ],
+)
 def test_unusual_films(omni, folder, film_folder, media):
     result = omni(
         "ask", film_folder / media, "Who?", "--model", folder, "--fps", "1", "--max-new-tokens", "2", "--json"
@@ -94,6 +112,7 @@ def test_needles_are_hidden_and_asked_for(omni, folder, film):
     assert "avoc-10" in result.out
 
 
+@pytest.mark.slow
 def test_bench_measures_random_weights(omni):
     result = omni(
         "bench",

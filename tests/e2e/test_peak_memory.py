@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from omnicli import pipeline
 from omnicli.models import registry
-from omnicli.bench import memory
-from omnicli.config import load_config
+from omnicli.config.config import load_config
 from omnicli.models.loading import load_model
+from omnicli.utils import memory
 list(registry.families().values())
 if sys.argv[4] == "int4":
-    from omnicli.models import quantize
+    from omnicli.models.weights import quantize
     quantize._bitsandbytes()  # counted with the libraries
 device = torch.device("cpu")
 config = load_config(sys.argv[2])

@@ -494,7 +494,7 @@ def test_a_damaged_row_is_drawn_or_refused():
     odd = [None, True, 0, -1, 3.5, 1e20, "", "x", "\x00", "\ud800", [], {}, [1], ["a"], {"a": 1}, [[]], 10**25]
     rng = random.Random(1)
     outcomes = Counter()
-    for n in range(600):
+    for n in range(200):
         row = make_row() if n % 5 else failed_row()
         row = json.loads(json.dumps(row))
         path = rng.choice(list(places(row)))
@@ -510,7 +510,7 @@ def test_a_damaged_row_is_drawn_or_refused():
             continue
         outcomes["drawn"] += 1
         check(page.build(found))
-    assert min(outcomes["refused"], outcomes["drawn"]) > 100
+    assert min(outcomes["refused"], outcomes["drawn"]) > 30
 
 
 @pytest.mark.parametrize(

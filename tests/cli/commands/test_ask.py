@@ -59,7 +59,8 @@ def test_json_follows_the_schema(ask, film, tiny_model):
     assert value["tokens"]["video"]["encoded"] > 0
     assert value["tokens"]["audio"]["encoded"] > 0
     assert value["tokens"]["generated"] <= 4
-    assert sum(value["stages"].values()) == pytest.approx(value["wall_s"], rel=0.1)
+    named = sum(seconds for name, seconds in value["stages"].items() if name != "select_in_llm")
+    assert 0 < named < 1.05 * value["wall_s"]
 
 
 def test_the_schema_notices_what_is_wrong(ask):
@@ -135,7 +136,12 @@ def test_sound_insisted_on(ask, film_folder, option):
     assert "sound" in result.error_line()
 
 
-@pytest.mark.parametrize("preset", preset_files())
+BRIEFLY = ("full", "avoc", "seats-10", "fastv-25")  # none inside the LLM, none, some, and one that is refused here
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(p, marks=() if p in BRIEFLY else pytest.mark.slow) for p in preset_files()]
+)
 def test_presets_answer(ask, preset):
     result = ask(QUESTION, "--json", "--preset", preset)
     if preset.startswith("fastv-"):  # half of the test model's four layers would read everything

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE_S
+
 QUESTION = "What is the secret number?"
 MEASURED = ("stages", "busy", "wall_s", "time_to_first_token_s", "peak_memory", "cached")
 
@@ -183,6 +185,7 @@ def test_bench_measures_the_film_itself(omni, ask, film, tiny_model, folder):
     assert {path: path.stat().st_mtime_ns for path in entries(folder)} == before
 
 
+@pytest.mark.slow
 def test_two_processes_filling_one_cache_are_both_right(ask, film, tiny_model, folder):
     cold, _ = ask("--no-cache")
     command = [
@@ -201,7 +204,7 @@ def test_two_processes_filling_one_cache_are_both_right(ask, film, tiny_model, f
         "--json",
     ]
     running = [subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outs = [process.communicate(timeout=300)[0] for process in running]
+    outs = [process.communicate(timeout=PATIENCE_S)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     for out in outs:
         assert content(json.loads(out)) == content(cold)

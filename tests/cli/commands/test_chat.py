@@ -17,6 +17,7 @@ from omnicli.cli.commands import chat as module
 from omnicli.cli.main import run
 from tests.conftest import ROOT
 from tests.support import schema, tiny
+from tests.support.waiting import PATIENCE_S
 
 TIMES = ("stages", "busy", "wall_s", "time_to_first_token_s", "peak_memory", "cached")
 
@@ -212,7 +213,13 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from omnicli.llm import decode
 ids = itertools.cycle({ids})
-decode.pick = lambda *_: time.sleep(0.1) or next(ids)
+asked = []
+def pick(*_):
+    asked.append(1)
+    if len(asked) == 8:
+        time.sleep(3600)  # until Ctrl-C
+    return next(ids)
+decode.pick = pick
 from omnicli.cli.main import main
 main(sys.argv[1:])
 """
@@ -235,7 +242,7 @@ class Terminal:
         os.close(slave)
         self.seen = ""
 
-    def expect(self, text, seconds=120.0):
+    def expect(self, text, seconds=PATIENCE_S):
         """Wait until ``text`` appears behind what was expected before, and return what stands before it."""
         end = time.monotonic() + seconds
         while text not in self.seen:
@@ -289,6 +296,6 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(options, film):
         program.expect("> ")
         program.send("\x03")
         program.expect("omni: interrupted")
-        assert program.process.wait(30) == 130
+        assert program.process.wait(PATIENCE_S) == 130
     finally:
         program.close()

@@ -41,6 +41,7 @@ def test_verdicts(answer, expected, good):
     assert room.same(answer, expected) is good
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (POCKET_FOLDER / "model.safetensors").is_file(), reason="the pocket weights are not here")
 def test_the_pocket_model_answers_its_film(omni):
     result = omni("demo", "--minutes", "1")
