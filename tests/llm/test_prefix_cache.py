@@ -13,12 +13,18 @@ from tests.llm.test_prefill import clip_of
 from tests.support import tiny
 
 QUESTIONS = ("Who speaks last?", "What is the secret number, and where is it shown?", "Why?")
-PRESETS = ("full", "random-10", "avoc-10", "seats-35", "omnizip-45", "fastv-25", "fastv-om-25", "avoc-seats")
+PRESETS = ("full", "avoc-10", "seats-35", "omnizip-45", "fastv-25", "avoc-seats")
+
+
+def method_of(preset):
+    """Return a preset's method; FastV keeps more, because two of six layers read everything."""
+    more = ["fastv.retention_video=0.8", "fastv.retention_audio=0.9"] if preset.startswith("fastv") else []
+    return load_config(preset, more).compressor
 
 
 @pytest.fixture(scope="module")
 def omni():
-    return tiny.model(layers=28)
+    return tiny.model(layers=6)
 
 
 @pytest.fixture
@@ -36,19 +42,19 @@ def rows(omni, monkeypatch):
 
 def ask(omni, reader, clip, question, preset, **kwargs):
     """Return the logits behind the prompt, the tokens generated, and what layers kept."""
-    method = load_config(preset).compressor
+    method = method_of(preset)
     prompt = omni.prompt(question, video=clip.video, audio=clip.audio)
     kept = clip.tokens.select(method.compress(clip.tokens, omni.query(prompt)))
     given = omni.sequence(prompt, clip, kept)
     counts = clip.tokens.count(Modality.VIDEO), clip.tokens.count(Modality.AUDIO)
     found, cache = reader.read(given, kept, method, encoded=counts, room=8, **kwargs)
-    text = generate(omni, cache, found.logits, given.next_position, DecodeOptions(max_new_tokens=8))
+    text = generate(omni, cache, found.logits, given.next_position, DecodeOptions(max_new_tokens=4))
     text.finish()
     return found.logits, text.token_ids, found.levels
 
 
 def clip_for(omni, preset):
-    needs = load_config(preset).compressor.needs
+    needs = method_of(preset).needs
     pictures = tiny.frames(8)
     return tiny.encode(omni, pictures, [0.5 * i for i in range(8)], tiny.sound(4.5), capture=needs)
 
@@ -56,23 +62,23 @@ def clip_for(omni, preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_follow_ups_are_answered_as_if_they_were_first(omni, preset):
     clip, warm = clip_for(omni, preset), PrefixCache(omni)
-    for i, question in enumerate((*QUESTIONS, QUESTIONS[0])):
+    for i, question in enumerate((QUESTIONS[0], QUESTIONS[1], QUESTIONS[0])):
         cold = ask(omni, PrefixCache(omni), clip, question, preset, last=True)
         found = ask(omni, warm, clip, question, preset)
         assert torch.equal(found[0], cold[0]) and found[1:] == cold[1:]
-        if i == 0 or load_config(preset).compressor.name not in ("avoc", "avoc+seats"):
+        if i == 0 or method_of(preset).name not in ("avoc", "avoc+seats"):
             assert (warm.reused > 0) == (i > 0)
 
 
-@pytest.mark.parametrize("preset", ["full", "random-10", "seats-35", "fastv-25"])
+@pytest.mark.parametrize("preset", ["full", "seats-35", "fastv-25"])
 def test_a_follow_up_pays_for_its_own_tokens_and_the_pruned_middle(omni, rows, preset):
     clip, reader = clip_for(omni, preset), PrefixCache(omni)
     ask(omni, reader, clip, QUESTIONS[0], preset)
     whole = max(n for _, n in rows)
     rows.clear()
     ask(omni, reader, clip, QUESTIONS[2], preset)
-    method = load_config(preset).compressor
-    first = min(method.layers(28), default=27)
+    method = method_of(preset)
+    first = min(method.layers(6), default=5)
     own = [n for layer, n in rows if layer <= first]
     assert whole > 40 and 0 < max(own) < 30, "before a method prunes only the question is read"
     behind = [n for layer, n in rows if layer == first + 1]
