@@ -19,8 +19,7 @@ from omnicli.errors import MediaError, MemoryLimitError
 from omnicli.media.write import FilmWriter
 from omnicli.utils.context import RunContext
 from omnicli.utils.timing import StageClock
-from tests.support import schema
-from tests.support import tiny, tiny_qwen3
+from tests.support import schema, tiny, tiny_qwen3
 
 QUESTIONS = ["What number is shown?", "Who speaks last?"]
 SECONDS, FPS, RATE = 4, 4, 16_000
@@ -218,9 +217,14 @@ def test_the_nominal_clock_lays_pictures_out_at_the_familys_rate(folder, model):
     assert starts == {"true": [0.0, 2.0], "nominal": [0.0, 1.0]}  # pairs of frames 1 s apart; taken as 0.5 s apart
 
 
-@pytest.mark.parametrize("preset", ["full", "avoc", "seats-10", "omnizip-35", "fastv-25"])
-@pytest.mark.parametrize("name", ["film.mp4", "silent.mp4", "sound.wav"])
-def test_qwen3_omni_answers_from_a_file(folder, moe, preset, name):
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        *(("film.mp4", preset) for preset in ("full", "avoc", "seats-10", "omnizip-35", "fastv-25")),
+        *((name, preset) for name in ("silent.mp4", "sound.wav") for preset in ("full", "omnizip-35")),
+    ],
+)
+def test_qwen3_omni_answers_from_a_file(folder, moe, name, preset):
     settings = ("media.min_pixels=4096", "media.max_pixels=30000")
     (answer,) = ask(folder / name, moe, *settings, preset=preset, questions=QUESTIONS[:1])
     assert schema.problems(json.loads(json.dumps(answer.to_dict(), allow_nan=False))) == []
@@ -278,7 +282,7 @@ def test_a_damaged_film_is_read_as_in_one_stretch(tmp_path, monkeypatch):
     small.facts = dataclasses.replace(small.facts, video_batch=2)
     data = bytearray(write(tmp_path / "whole.mp4").read_bytes())
     torn = 0
-    for seed in range(8):
+    for seed in range(4):
         damaged = bytearray(data)
         places = np.random.default_rng(seed).integers(len(data) // 8, len(data) * 7 // 8, 60)
         for at in places:

@@ -41,7 +41,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def answer():
-    return replace(make_answer(answer="the man\nin blue"), evidence=EVIDENCE)
+    return replace(make_answer(answer="the man\nin blue", decode_video=2.0), evidence=EVIDENCE)
 
 
 def test_the_lines_of_an_answer(answer):
@@ -78,9 +78,9 @@ def test_the_page_holds_the_answer_its_evidence_and_its_stages(answer):
         assert text in page.texts
     assert "kept 30 of 150 tokens, 20 % (pictures 10 of 100, sound 20 of 50)" in page.texts
     rows = list(zip(page.texts, page.texts[1:], strict=False))
-    assert ("decode pictures", "1.00 s") in rows and ("generate", "0.25 s") in rows and "compress" not in page.texts
+    assert ("decode pictures", "2.00 s") in rows and ("generate", "0.25 s") in rows and "compress" not in page.texts
     bars = [value for name, value in page.attributes if name == "style" and "#" in value]
-    assert [bar.rpartition("width:")[2] for bar in bars] == ["100.0%", "50.0%", "25.0%", "25.0%"]
+    assert [bar.rpartition("width:")[2] for bar in bars] == ["100.0%", "25.0%", "12.5%", "12.5%"]
 
 
 def test_whatever_a_film_says_is_text_of_the_page(answer):

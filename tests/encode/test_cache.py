@@ -32,6 +32,7 @@ from omnicli.encode.film import load_film
 from omnicli.errors import MediaError
 from omnicli.media.frames import FrameTable
 from omnicli.media.probe import AudioStream, MediaInfo, SubtitleStream, VideoStream, probe
+from omnicli.models import identity
 from omnicli.models.loading import load_model
 from omnicli.models.parts import EncodedClip
 from omnicli.types import MediaTokens, MediaUsed
@@ -360,7 +361,7 @@ def test_captures_number_format_code_and_versions_are_in_the_key(film, model, ch
     for owner, name, value in (
         (room, "CACHE_VERSION", room.CACHE_VERSION + 1),
         (room, "_CODE", "0"),
-        (pipeline.facts, "__version__", "99.0"),
+        (identity, "__version__", "99.0"),
         (model, "device", torch.device("cuda")),
     ):
         with monkeypatch.context() as patch:

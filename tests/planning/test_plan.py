@@ -181,6 +181,20 @@ def test_an_hour_of_full_tokens_is_refused_and_the_remedy_fits(film, room):
     assert changed.method == "avoc" and "--fit" in note
 
 
+@pytest.mark.parametrize(
+    ("preset", "sets", "text", "field", "value"),
+    [
+        ("avoc", (), "avoc.tokens=5120", "tokens", 5120),
+        ("avoc", ("avoc.tokens=1",), "avoc.tokens=1", "tokens", 1),
+        ("random-10", (), "random.retention=0.05", "retention", 0.05),
+        ("full", (), "preset avoc", "tokens", 10240),
+    ],
+)
+def test_a_smaller_budget_is_half_of_the_methods_own(preset, sets, text, field, value):
+    small, told = fit.smaller(load_config(preset, sets))
+    assert told == text and getattr(small.compressor, field) == value
+
+
 def test_where_no_single_change_is_enough_several_are_proposed(film, room):
     info = dataclasses.replace(probe(film), audio_span=(0.0, 3600.0), duration_s=3600.0)
     settings, texts = config("qwen2.5-omni-7b", "avoc"), []  # 33 GiB of weights
