@@ -67,9 +67,8 @@ def cut_off(tmp_path):
     return call
 
 
-def test_an_answer_and_a_missing_model_ask_no_network(cut_off, film, tiny_model):
-    short = ("--model", tiny_model, "--max-frames", "2", "--max-new-tokens", "1")
-    codes, attempts, err = cut_off(("ask", film, "why?", *short), ("models", "info", "some/model"))
+def test_a_plan_and_a_missing_model_ask_no_network(cut_off, film, tiny_model):
+    codes, attempts, err = cut_off(("plan", film, "--model", tiny_model), ("models", "info", "some/model"))
     assert (codes, attempts) == ([0, 5], ""), err
 
 

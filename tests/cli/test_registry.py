@@ -18,13 +18,15 @@ def stray(monkeypatch, tmp_path):
 
 
 def names(app):
-    return list(typer.main.get_command(app).commands)
+    """Return the names in the order of the help."""
+    command = typer.main.get_command(app)
+    return command.list_commands(typer.Context(command))
 
 
 def test_commands_come_in_their_own_order():
     app = typer.Typer()
     assert registry.add_all(app) == []
-    assert names(app)[:3] == ["ask", "chat", "batch"] and names(app)[-1] == "doctor"
+    assert names(app)[:3] == ["ask", "chat", "batch"] and set(names(app)[3:]) > {"doctor", "models"}
 
 
 def test_files_that_are_no_commands_are_told_of_by_doctor_alone(stray, omni, monkeypatch):

@@ -548,7 +548,20 @@ def test_no_torch_is_imported(film):
 
 
 def test_what_ask_and_batch_write_is_read_and_can_be_repeated(omni, film, film_folder, tiny_model, tmp_path):
-    asked = omni("ask", film, "why?", "--json", "--model", tiny_model, "--fps", "2", "--preset", "random-10")
+    asked = omni(
+        "ask",
+        film,
+        "why?",
+        "--json",
+        "--model",
+        tiny_model,
+        "--fps",
+        "2",
+        "--preset",
+        "random-10",
+        "--max-new-tokens",
+        "4",
+    )
     batch = omni("batch", film_folder / "noise.mkv", "-q", "why?", "--model", tiny_model, "--quiet")
     (tmp_path / "runs.jsonl").write_text(asked.out + batch.out)
     assert omni("report", tmp_path / "runs.jsonl", "-o", tmp_path / "out.html").code == 0
@@ -578,7 +591,15 @@ def told(chromium):
     ]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1100, "light"), (1100, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1100, "light"),
+        pytest.param(360, "light", marks=pytest.mark.slow),
+        pytest.param(1100, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_in_a_browser(chromium, film, tmp_path, width, scheme):
     from PIL import Image
 

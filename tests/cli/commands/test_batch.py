@@ -76,14 +76,14 @@ def write_odd(folder):
     }
 
 
-def test_a_folder_of_good_and_damaged_files(omni_process, tiny_model, tmp_path):
-    """The real command, in its two processes: one row each, none a traceback."""
-    folder, out = tmp_path / "films", tmp_path / "out.jsonl"
-    folder.mkdir()
-    films.write_all(folder)
+@pytest.mark.parametrize("isolated", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "two processes"])
+def test_a_folder_of_good_and_damaged_files(omni, omni_process, tiny_model, film_folder, tmp_path, isolated):
+    """One row each, none a traceback; in this process, and with the real command in its two."""
+    folder, out = shutil.copytree(film_folder, tmp_path / "films"), tmp_path / "out.jsonl"
     expected = write_odd(folder)
     argv = ("batch", folder, "-q", "why?", "-q", "who?", "-o", out, "--model", tiny_model, "--fps", "1")
-    result = omni_process(*argv, "--max-new-tokens", "2")
+    short = ("--max-new-tokens", "2")
+    result = omni_process(*argv, *short) if isolated else omni(*argv, *short, "--no-isolate")
     assert (result.code, result.out) == (7, ""), result.err
     assert "Traceback" not in result.err
     rows = read(out)
@@ -332,9 +332,10 @@ def wait_for_rows(path, count):
     wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, f"no {count} rows came")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills",
-    [(signal.SIGINT,), pytest.param((signal.SIGKILL, signal.SIGKILL, signal.SIGINT), marks=pytest.mark.slow)],
+    [(signal.SIGINT,), (signal.SIGKILL, signal.SIGKILL, signal.SIGINT)],
     ids=["stopped", "killed and stopped"],
 )
 def test_the_real_command_killed_stopped_and_refused(archive, tmp_path, tiny_model, batch, kills):

@@ -113,7 +113,7 @@ def test_a_check_that_breaks_breaks_no_other(omni, monkeypatch):
 
 
 def test_describing_checks_imports_no_torch():
-    code = "import sys; from omnicli.cli import doctor; doctor.checks(); assert 'torch' not in sys.modules"
+    code = "import sys; from omnicli.cli.commands import doctor; doctor.checks(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
