@@ -12,13 +12,9 @@
 Everything here is imported at its first use: importing this package imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from omnicli.version import __version__
 
+TYPE_CHECKING = False  # as in typing, whose import would take a fifth of the time
 if TYPE_CHECKING:
     from omnicli.answer.answer import Answer
     from omnicli.compress.base import Compressor
@@ -52,7 +48,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
