@@ -1,6 +1,6 @@
 """torch, imported at its first use: what describes methods and settings can be read without the two seconds it takes.
 
-    from omnicli.lazy import torch
+    from omnicli.utils.lazy import torch
 
 Types are imported under ``TYPE_CHECKING``. Nothing else is put off like this.
 """
