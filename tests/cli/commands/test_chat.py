@@ -207,6 +207,30 @@ def test_a_terminal_in_front_of_a_file(options, film, monkeypatch, capsys):
     assert err.count(module.PROMPT) == 3 and err.endswith("\n")
 
 
+def test_an_interrupted_answer_does_not_end_the_chat(options, film, monkeypatch, capsys):
+    from omnicli.llm import decode
+
+    real, picked = decode.pick, []
+
+    def pick(*args):
+        picked.append(1)
+        if len(picked) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(decode, "pick", pick)
+    master, slave = os.openpty()
+    os.write(master, b"one?\n/history\ntwo?\n\x04")
+    with os.fdopen(slave, "r") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        code = run([str(word) for word in ("chat", film, *options)])
+    os.close(master)
+    out, err = capsys.readouterr()
+    assert code == 0 and len(picked) > 2
+    assert err.count("omni: stopped") == 1 and "no turns" in err and err.count(module.PROMPT) == 4
+    assert len(out.splitlines()) >= 1
+
+
 SLOW = """
 import fcntl, itertools, signal, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
@@ -268,6 +292,7 @@ class Terminal:
         os.close(self.master)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_an_answer_and_not_the_chat(options, film):
     ids = tiny.thinker(0)[1]("ab", add_special_tokens=False)["input_ids"]
     program = Terminal(SLOW.format(ids=ids), "chat", film, *options, "--max-new-tokens", "40")

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from tests.support import hub, tiny
+from tests.support.waiting import PATIENCE_S, wait_until
 
 NAME = "some/tiny"
 CHUNK = 10 * 2**20
@@ -67,8 +67,29 @@ def env(server, cache, tmp_path):
 
 
 @pytest.fixture
-def pull(omni_process, env):
-    return lambda *argv, **more: omni_process("models", "pull", *argv, **{**env, **more})
+def there(omni, env, monkeypatch):
+    """Return a function that runs a command in this process, where huggingface_hub uses what a new one would read."""
+    from huggingface_hub import constants, utils
+
+    def call(*argv, **more):
+        settings = {**env, **more}
+        with monkeypatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            site = settings["HF_ENDPOINT"]
+            patch.setattr(constants, "ENDPOINT", site)
+            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", site + "/{repo_id}/resolve/{revision}/{filename}")
+            patch.setattr(constants, "HF_HUB_CACHE", settings["HF_HUB_CACHE"])
+            patch.setattr(constants, "HF_HUB_OFFLINE", settings["HF_HUB_OFFLINE"] == "1")
+            with utils.disable_progress_bars():
+                return omni(*argv)
+
+    return call
+
+
+@pytest.fixture
+def pull(there):
+    return lambda *argv, **more: there("models", "pull", *argv, **more)
 
 
 def read(files):
@@ -79,8 +100,8 @@ def snapshot(cache, files):
     return cache / "models--some--tiny" / "snapshots" / hub.commit(files)
 
 
-def test_what_is_read_is_fetched_and_found_without_the_hub(pull, omni_process, server, env, cache, files):
-    result = pull(NAME)
+def test_what_is_read_is_fetched_and_found_without_the_hub(pull, there, omni_process, server, env, cache, files):
+    result = omni_process("models", "pull", NAME, **env)
     assert (result.code, result.err) == (0, "")
     folder = snapshot(cache, files)
     assert result.out == f"{NAME}@{hub.commit(files)}\n{folder}\n"
@@ -92,9 +113,9 @@ def test_what_is_read_is_fetched_and_found_without_the_hub(pull, omni_process, s
     assert len(server.weights_asked()) == 1
 
     asked = len(server.seen)
-    told = json.loads(omni_process("models", "info", f"{NAME}@{hub.commit(files)}", "--json", **env).out)
+    told = json.loads(there("models", "info", f"{NAME}@{hub.commit(files)}", "--json").out)
     assert (told["revision"], told["weights"]) == (hub.commit(files), "complete")
-    checked = omni_process("models", "verify", NAME, "--json", **env)
+    checked = there("models", "verify", NAME, "--json")
     assert checked.code == 0, checked.err
     found = json.loads(checked.out)
     assert (found["problems"], found["accounted"]) == ([], True)
@@ -110,7 +131,7 @@ def test_a_connection_that_breaks_is_taken_up_again(pull, server, cache, files):
     assert (snapshot(cache, files) / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
-def test_an_interrupted_pull_goes_on_where_it_stopped(pull, omni_process, server, env, cache, files):
+def test_an_interrupted_pull_goes_on_where_it_stopped(pull, there, server, env, cache, files):
     server.stall = CHUNK + 1000
     script = (
         "import signal, sys\n"
@@ -126,15 +147,14 @@ def test_an_interrupted_pull_goes_on_where_it_stopped(pull, omni_process, server
         cwd=ROOT,
         env={**os.environ, **env},
     )
-    deadline = time.monotonic() + 60
-    while not any(f.stat().st_size for f in cache.glob("models--*/blobs/*.incomplete")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    halves = "models--*/blobs/*.incomplete"
+    wait_until(lambda: process.poll() is not None or any(f.stat().st_size for f in cache.glob(halves)), "nothing comes")
+    assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out, err) == (130, "", "omni: interrupted\n")
 
-    half = omni_process("models", "info", NAME, **env)
+    half = there("models", "info", NAME)
     assert half.code == 5
     assert f"only partly in the local hub cache; go on with: omni models pull {NAME}" in half.error_line()
 
@@ -245,16 +265,16 @@ def test_names_that_are_no_models(pull):
         assert result.code == code and words in result.error_line(), argv
 
 
-def test_a_revision_is_pinned(pull, omni_process, server, env, cache, files):
+def test_a_revision_is_pinned(pull, there, server, cache, files):
     older = {**files, "generation_config.json": b'{"eos_token_id": 1}'}
     server.repos[NAME].revisions["v1"] = older
     assert hub.commit(older) in pull(NAME, "--revision", "v1").out
-    absent = omni_process("models", "info", NAME, **env)
+    absent = there("models", "info", NAME)
     assert absent.code == 5 and "is not in the local hub cache" in absent.error_line()
     assert hub.commit(files) in pull(NAME).out
     assert len(server.weights_asked()) == 1  # the same weights in both
     for name, expected in ((NAME, files), (f"{NAME}@v1", older), (f"{NAME}@{hub.commit(older)}", older)):
-        told = json.loads(omni_process("models", "info", name, "--json", **env).out)
+        told = json.loads(there("models", "info", name, "--json").out)
         assert told["revision"] == hub.commit(expected)
 
 
@@ -275,7 +295,7 @@ def test_progress_on_a_terminal_only(server, env):
             check=False,
         ).returncode
         os.close(theirs)
-        watcher.join(10)
+        watcher.join(PATIENCE_S)
         os.close(ours)
         assert code == 0
         shown[flags] = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(text).decode())
