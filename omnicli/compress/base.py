@@ -1,6 +1,6 @@
 """What a compression method is. Knows neither models nor files nor any method.
 
-A method is one file in this folder with one frozen dataclass deriving from `Compressor`; its fields are its
+A method is one file in `methods` with one frozen dataclass deriving from `Compressor`; its fields are its
 hyper-parameters and become YAML keys and ``--set`` names, the file's name (``_`` written ``-``) becomes the method's.
 """
 

@@ -335,6 +335,13 @@ class Budgeted(Compressor):
 
 
 __all__ = [
-    "DEFAULT_TOKENS", "Budget", "Budgeted", "intact", "largest_remainder", "parse_ratio", "share_of",
-    "split_tokens", "spread",
-]  # fmt: skip
+    "DEFAULT_TOKENS",
+    "Budget",
+    "Budgeted",
+    "intact",
+    "largest_remainder",
+    "parse_ratio",
+    "share_of",
+    "split_tokens",
+    "spread",
+]

@@ -81,15 +81,15 @@ def runs(tokens: MediaTokens, modality: Modality) -> Groups:
     return group(rows, rows - torch.arange(rows.numel(), device=rows.device))
 
 
-def counterparts(tokens: MediaTokens, pictures: Groups, reference: Tensor) -> Tensor:
+def counterparts(tokens: MediaTokens, by_frame: Groups, reference: Tensor) -> Tensor:
     """Return for each picture token the place (n,) of the same cell in its frame's reference frame.
 
     Parameters
     ----------
     tokens : MediaTokens
         The clip.
-    pictures : Groups
-        Its frames; places index ``pictures.rows``.
+    by_frame : Groups
+        Its frames; places index ``by_frame.rows``.
     reference : Tensor (F,) int64
         Another frame for each frame; -1: none.
 
@@ -98,15 +98,15 @@ def counterparts(tokens: MediaTokens, pictures: Groups, reference: Tensor) -> Te
     Tensor (n,) int64
         -1 in frames that have no reference, or one with other cells.
     """
-    comparable = (reference >= 0) & (pictures.sizes == pictures.sizes[reference.clamp_min(0)])
-    place = torch.arange(pictures.index.numel(), device=pictures.index.device) - pictures.starts[pictures.index]
-    other = pictures.starts[reference.clamp_min(0)][pictures.index] + place
-    other = torch.where(comparable[pictures.index], other, -1)
+    comparable = (reference >= 0) & (by_frame.sizes == by_frame.sizes[reference.clamp_min(0)])
+    place = torch.arange(by_frame.index.numel(), device=by_frame.index.device) - by_frame.starts[by_frame.index]
+    other = by_frame.starts[reference.clamp_min(0)][by_frame.index] + place
+    other = torch.where(comparable[by_frame.index], other, -1)
     here = torch.nonzero(other >= 0).flatten()
     for cell in (tokens.row, tokens.col):
-        moved = cell[pictures.rows[here]] != cell[pictures.rows[other[here]]]
-        comparable[pictures.index[here[moved]]] = False
-    return torch.where(comparable[pictures.index], other, -1)
+        moved = cell[by_frame.rows[here]] != cell[by_frame.rows[other[here]]]
+        comparable[by_frame.index[here[moved]]] = False
+    return torch.where(comparable[by_frame.index], other, -1)
 
 
 def best(scores: Tensor, k: int) -> Tensor:

@@ -53,12 +53,12 @@ class Layout(NamedTuple):
         return sums.index_add_(0, self.segment, values)[self.segment]
 
 
-def similarities(features: Tensor, pictures: Groups) -> Tensor:
+def similarities(features: Tensor, by_frame: Groups) -> Tensor:
     """Return cosines (F - 1,) fp32 of the mean embeddings of neighbouring frames (FastVID, dynamic segmentation)."""
-    mean = torch.empty(len(pictures), features.shape[1], device=features.device)
-    for groups, places in pictures.by_size():
+    mean = torch.empty(len(by_frame), features.shape[1], device=features.device)
+    for groups, places in by_frame.by_size():
         for part in row_chunks(len(groups), places.shape[1] * features.shape[1], limit=MEMORY):
-            mean[groups[part]] = features[pictures.rows[places[part]]].float().mean(1)
+            mean[groups[part]] = features[by_frame.rows[places[part]]].float().mean(1)
     mean = unit(mean)
     return (mean[:-1] * mean[1:]).sum(1)
 
@@ -124,22 +124,22 @@ def _squared(x: Tensor, square: Tensor, part: slice) -> Tensor:
     return distance / x.shape[-1]
 
 
-def peaks_in_frames(features: Tensor, pictures: Groups, salient: Tensor, quota: Tensor) -> Tensor:
+def peaks_in_frames(features: Tensor, by_frame: Groups, salient: Tensor, quota: Tensor) -> Tensor:
     """Return the ascending places of ``quota`` (F,) density peaks among each frame's tokens that are not salient."""
     score = torch.full_like(salient, -torch.inf, dtype=torch.float32)
-    rest = torch.nonzero(~salient & (quota > 0)[pictures.index]).flatten()
-    left = group(rest, pictures.index[rest])
+    rest = torch.nonzero(~salient & (quota > 0)[by_frame.index]).flatten()
+    left = group(rest, by_frame.index[rest])
     for groups, at in left.by_size():
         m = at.shape[1]
         for part in row_chunks(len(groups), 2 * m * max(2 * m, features.shape[1]), limit=MEMORY):
             places = rest[at[part]]
-            score[places] = density_peaks(features[pictures.rows[places]].float())
-    return best_in_groups(score, pictures, quota)
+            score[places] = density_peaks(features[by_frame.rows[places]].float())
+    return best_in_groups(score, by_frame, quota)
 
 
 def merge_segments(
     features: Tensor,
-    pictures: Groups,
+    by_frame: Groups,
     segment: Tensor,
     candidate: Tensor,
     context: Tensor,
@@ -156,7 +156,7 @@ def merge_segments(
     Parameters
     ----------
     segment : Tensor (n,) int64
-        Segment of each place of ``pictures``.
+        Segment of each place of ``by_frame``.
     candidate : Tensor (n,) bool
         Places that are merged.
     context : Tensor (c,) int64
@@ -164,10 +164,10 @@ def merge_segments(
     itself : bool
         Whether a frame's context tokens are candidates for that frame as well.
     """
-    rows, width, device = pictures.rows, features.shape[1], features.device
+    rows, width, device = by_frame.rows, features.shape[1], features.device
     merged = features[rows[context]]
     pool = torch.nonzero(candidate).flatten()
-    pool_groups, anchors = group(pool, segment[pool]), group(context, pictures.index[context])
+    pool_groups, anchors = group(pool, segment[pool]), group(context, by_frame.index[context])
     anchor_groups = group(context[anchors.starts], segment[context[anchors.starts]])
     # Every segment with an anchor has candidates, the anchor's own tokens, so only segments without one are left out.
     which = torch.searchsorted(segment[pool[pool_groups.starts]], segment[anchor_groups.rows[anchor_groups.starts]])

@@ -61,9 +61,16 @@ class Selector:
     def __post_init__(self) -> None:
         (h, d), m = self.video[0].shape, self.hidden[0].shape[0]
         expected = {
-            "video": (h, d), "audio": (h, d), "video_norm": (h,), "audio_norm": (h,), "norm": (h,),
-            "inward": (3 * h, h), "outward": (h, h), "hidden": (m, h), "last": (1, m),
-        }  # fmt: skip
+            "video": (h, d),
+            "audio": (h, d),
+            "video_norm": (h,),
+            "audio_norm": (h,),
+            "norm": (h,),
+            "inward": (3 * h, h),
+            "outward": (h, h),
+            "hidden": (m, h),
+            "last": (1, m),
+        }
         for name, shape in expected.items():
             weight, bias = getattr(self, name)
             if tuple(weight.shape) != shape or tuple(bias.shape) != shape[:1]:

@@ -11,8 +11,8 @@ ROWS, COLS = 3, 4
 
 def clip(
     blocks: int = 6,
-    pictures: int = 1,
-    sounds: int = 5,
+    frames: int = 1,
+    audio: int = 5,
     width: int = 16,
     *,
     seed: int = 0,
@@ -26,7 +26,7 @@ def clip(
     ----------
     blocks : int
         Blocks of 2 s.
-    pictures, sounds : int
+    frames, audio : int
         Frames (of ``rows`` x ``cols`` tokens) and sound tokens in each of them.
     width : int
         Of the features.
@@ -37,16 +37,16 @@ def clip(
     """
     modality, start, window, row, col = [], [], [], [], []
     for b in range(blocks):
-        for p in range(pictures):
+        for p in range(frames):
             for cell in range(rows * cols):
                 modality.append(0)
-                start.append(2.0 * b + 2.0 * p / pictures)
+                start.append(2.0 * b + 2.0 * p / frames)
                 window.append(b)
                 row.append(cell // cols)
                 col.append(cell % cols)
-        for a in range(sounds):
+        for a in range(audio):
             modality.append(1)
-            start.append(2.0 * b + 2.0 * a / sounds)
+            start.append(2.0 * b + 2.0 * a / audio)
             window.append(b)
             row.append(-1)
             col.append(-1)

@@ -45,12 +45,12 @@ class MethodTrial:
         self.cls = cls
         self.clips = {
             "video and audio": clip(),
-            "two frames a block": clip(blocks=5, pictures=2, sounds=3),
-            "silent video": clip(sounds=0),
-            "audio only": clip(pictures=0),
-            "one video token": clip(blocks=1, sounds=0, rows=1, cols=1),
-            "one audio token": clip(blocks=1, pictures=0, sounds=1),
-            "one token of each": clip(blocks=1, sounds=1, rows=1, cols=1),
+            "two frames a block": clip(blocks=5, frames=2, audio=3),
+            "silent video": clip(audio=0),
+            "audio only": clip(frames=0),
+            "one video token": clip(blocks=1, audio=0, rows=1, cols=1),
+            "one audio token": clip(blocks=1, frames=0, audio=1),
+            "one token of each": clip(blocks=1, audio=1, rows=1, cols=1),
             "bfloat16": clip(dtype=torch.bfloat16),
         }
         self._runs: dict[str, Run] = {}
@@ -292,7 +292,7 @@ def bound(t: MethodTrial) -> Iterator[str]:
 
 def memory(t: MethodTrial) -> Iterator[str]:
     """100,000 tokens need no matrix of all pairs. Checked on Linux, by a limit on the process's address space."""
-    tokens = clip(blocks=200, rows=14, cols=20, sounds=220, width=8)
+    tokens = clip(blocks=200, rows=14, cols=20, audio=220, width=8)
     try:
         with address_space(ROOM):
             choose(t.cls.with_retention(0.1), tokens)

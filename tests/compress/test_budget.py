@@ -73,7 +73,7 @@ def test_share_of(retention, n, expected):
 
 
 def test_settings_come_to_budgets():
-    tokens = clip(blocks=10, sounds=5)  # 120 picture, 50 sound tokens
+    tokens = clip(blocks=10, audio=5)  # 120 picture, 50 sound tokens
     assert Random(tokens=30).budget(tokens) == Budget(20, 10)
     assert Random(tokens=30, split="1:2").budget(tokens) == Budget(10, 20)
     assert Random(retention=0.1).budget(tokens) == Budget(11, 6)
@@ -112,7 +112,7 @@ def test_impossible_budgets_are_config_errors(fields, named):
 
 def test_nothing_left_is_a_config_error():
     with pytest.raises(ConfigError, match="leaves nothing"):
-        Random(retention_video=0.0).budget(clip(sounds=0))
+        Random(retention_video=0.0).budget(clip(audio=0))
     with pytest.raises(ConfigError):
         split_tokens(0, 5, 5, (1, 1))
 

@@ -33,7 +33,7 @@ def test_random_is_the_same_for_every_question_and_dtype():
 
 @pytest.mark.parametrize("k", [1, 7, 20, 40, 77, 200, 399])
 def test_uniform_is_even_in_time(k):
-    tokens = clip(blocks=20, sounds=25, rows=4, cols=5)
+    tokens = clip(blocks=20, audio=25, rows=4, cols=5)
     for modality, name in ((Modality.VIDEO, "2:0"), (Modality.AUDIO, "0:2")):
         kept = tokens.select(Uniform(tokens=k, split=name).compress(tokens, query()))
         assert kept.count(modality) == k
@@ -45,7 +45,7 @@ def test_uniform_is_even_in_time(k):
 
 
 def test_uniform_is_even_in_space():
-    tokens = clip(blocks=64, sounds=0, rows=4, cols=8)
+    tokens = clip(blocks=64, audio=0, rows=4, cols=8)
     kept = tokens.select(Uniform(tokens=64 * 8).compress(tokens, query()))
     for b in range(64):
         here = kept.window == b
@@ -56,7 +56,7 @@ def test_uniform_is_even_in_space():
 
 
 def test_uniform_with_one_cell_a_picture_visits_the_whole_picture():
-    tokens = clip(blocks=64, sounds=0, rows=4, cols=7)
+    tokens = clip(blocks=64, audio=0, rows=4, cols=7)
     kept = tokens.select(Uniform(tokens=64).compress(tokens, query()))
     assert len(set(kept.row.tolist())) == 4 and len(set(kept.col.tolist())) == 7
 

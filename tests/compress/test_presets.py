@@ -59,9 +59,17 @@ def test_what_a_family_cannot_give_is_one_error(family, preset):
 
 @pytest.mark.parametrize(
     ("preset", "share", "slack"),
-    [("seats-35", 0.35, 0.03), ("seats-10", 0.10, 0.03), ("fastv-om-25", 0.25, 0.03), ("divprune-om-15", 0.15, 0.03),
-     ("visionzip-om-35", 0.35, 0.03), ("omnizip-45", 0.45, 0.03), ("omnisift-36", 0.36, 0.03), ("omac-30", 0.30, 0.03)],
-)  # fmt: skip
+    [
+        ("seats-35", 0.35, 0.03),
+        ("seats-10", 0.10, 0.03),
+        ("fastv-om-25", 0.25, 0.03),
+        ("divprune-om-15", 0.15, 0.03),
+        ("visionzip-om-35", 0.35, 0.03),
+        ("omnizip-45", 0.45, 0.03),
+        ("omnisift-36", 0.36, 0.03),
+        ("omac-30", 0.30, 0.03),
+    ],
+)
 def test_a_presets_name_is_its_nominal_share_at_the_papers_mix(preset, share, slack):
     """288 picture and 50 sound tokens a window (SEATS, table 7)."""
     video, audio = config.load_config(preset).compressor.nominal(288 * 60, 50 * 60)

@@ -78,7 +78,7 @@ def test_the_count_sees_what_would_wait():
 
 @pytest.mark.parametrize("name", sorted(registry.methods()))
 def test_a_longer_film_waits_no_more_often(name):
-    short, long = waits(name, 12), waits(name, 96)
+    short, long = waits(name, 12), waits(name, 60)
     if name in BY_NATURE:
         assert long[0] > 4 * short[0], "it does not choose window by window any more: take it out of BY_NATURE"
         return

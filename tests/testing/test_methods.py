@@ -168,7 +168,7 @@ def test_a_method_without_a_budget_need_not_meet_one():
 
 
 def test_scores_decide_within_each_modality_and_the_first_of_equal_ones_stays():
-    tokens: MediaTokens = testing.clip(blocks=3, sounds=4, rows=1, cols=3)
+    tokens: MediaTokens = testing.clip(blocks=3, audio=4, rows=1, cols=3)
     flat = spoilt(score=lambda self, t, q: torch.zeros(len(t), dtype=torch.int64))
     chosen = flat(retention_video=0.5, retention_audio=0.25).compress(tokens, testing.query())
     assert chosen.indices.tolist() == [0, 1, 2, 3, 4, 5, 7, 8]  # 5 of 9 video tokens, 3 of 12 audio tokens
@@ -178,8 +178,12 @@ def test_scores_decide_within_each_modality_and_the_first_of_equal_ones_stays():
 
 
 def test_adaptive_split_follows_the_scores_above_zero():
-    tokens = testing.clip(blocks=3, sounds=4, rows=2, cols=2)
-    mass = spoilt(score=lambda self, t, q: torch.where(t.modality == 1, 3.0, 1.0) * (t.window < 2))
+    tokens = testing.clip(blocks=3, audio=4, rows=2, cols=2)
+    mass = spoilt(
+        score=lambda self, t, q: (
+            torch.where(t.modality == 1, 3.0, 1.0) * (t.window < 2) - 9.0 * (t.window == 2) * (t.modality == 0)
+        )
+    )
     assert mass(tokens=8, split="adaptive").compress(tokens, testing.query()).report["budget"] == {
         "video": 2,
         "audio": 6,

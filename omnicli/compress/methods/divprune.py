@@ -71,11 +71,11 @@ class DivPrune(Baseline):
             plan = self.plan(tokens)
             if plan.total == len(tokens):
                 return everything(tokens)
-            pictures = frames(tokens)
-            kept = [_chosen(tokens, pictures, spread(plan.video, pictures.sizes))]
+            by_frame = frames(tokens)
+            kept = [_chosen(tokens, by_frame, spread(plan.video, by_frame.sizes))]
             if self.audio == "select":
-                sound = windows(tokens, Modality.AUDIO)
-                kept.append(_chosen(tokens, sound, spread(plan.audio, sound.sizes)))
+                audio_groups = windows(tokens, Modality.AUDIO)
+                kept.append(_chosen(tokens, audio_groups, spread(plan.audio, audio_groups.sizes)))
             else:
                 kept.append(thinned(tokens, plan.audio))
         budget = {"video": kept[0].numel(), "audio": kept[1].numel()}
@@ -83,11 +83,11 @@ class DivPrune(Baseline):
 
     def _official(self, tokens: MediaTokens) -> list[Tensor]:
         video, audio = self.ratios(tokens)
-        pictures = frames(tokens)
-        kept = [_chosen(tokens, pictures, rounded(pictures.sizes, video))]
+        by_frame = frames(tokens)
+        kept = [_chosen(tokens, by_frame, rounded(by_frame.sizes, video))]
         if self.audio == "select":
-            sound = stretches(tokens, Modality.AUDIO, self.audio_window)
-            kept.append(_chosen(tokens, sound, rounded(sound.sizes, audio)))
+            audio_groups = stretches(tokens, Modality.AUDIO, self.audio_window)
+            kept.append(_chosen(tokens, audio_groups, rounded(audio_groups.sizes, audio)))
         else:
             n = tokens.count(Modality.AUDIO)
             kept.append(thinned(tokens, min(n, max(1, int(audio * n)))))

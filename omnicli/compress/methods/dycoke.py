@@ -91,32 +91,32 @@ class DyCoke(Compressor):
         ModelError
             Embeddings are not finite.
         """
-        pictures = frames(tokens)
-        if self.retention_video == 1 or len(pictures) == 0:
+        by_frame = frames(tokens)
+        if self.retention_video == 1 or len(by_frame) == 0:
             return everything(tokens)
         official = self.mode == "official"
-        reference = partners(len(pictures), skip_last=official).to(pictures.rows.device)
-        other = counterparts(tokens, pictures, reference)
-        thinned = other[pictures.starts] >= 0
-        quota = self._official_quota(pictures, thinned) if official else self._quota(pictures, thinned)
+        reference = partners(len(by_frame), skip_last=official).to(by_frame.rows.device)
+        other = counterparts(tokens, by_frame, reference)
+        thinned = other[by_frame.starts] >= 0
+        quota = self._official_quota(by_frame, thinned) if official else self._quota(by_frame, thinned)
         compared = torch.nonzero(other >= 0).flatten()
-        changed = torch.zeros(pictures.rows.numel(), device=pictures.rows.device)
-        changed[compared] = distances(tokens.features, pictures.rows[compared], pictures.rows[other[compared]])
-        kept = pictures.rows[best_in_groups(changed, pictures, quota)]
-        sound = tokens.indices(Modality.AUDIO)
-        if kept.numel() == pictures.rows.numel():
+        changed = torch.zeros(by_frame.rows.numel(), device=by_frame.rows.device)
+        changed[compared] = distances(tokens.features, by_frame.rows[compared], by_frame.rows[other[compared]])
+        kept = by_frame.rows[best_in_groups(changed, by_frame, quota)]
+        audio = tokens.indices(Modality.AUDIO)
+        if kept.numel() == by_frame.rows.numel():
             return everything(tokens)
-        budget = {"video": kept.numel(), "audio": sound.numel()}
-        return Selection(torch.cat([kept, sound]).sort().values, report={"budget": budget})
+        budget = {"video": kept.numel(), "audio": audio.numel()}
+        return Selection(torch.cat([kept, audio]).sort().values, report={"budget": budget})
 
-    def _quota(self, pictures: Groups, thinned: Tensor) -> Tensor:
-        quota = pictures.sizes.clone()
+    def _quota(self, by_frame: Groups, thinned: Tensor) -> Tensor:
+        quota = by_frame.sizes.clone()
         left = share_of(self.retention_video, int(quota.sum())) - int(quota[~thinned].sum())
         quota[thinned] = spread(max(0, left), quota[thinned]).to(quota.device)
         return quota
 
-    def _official_quota(self, pictures: Groups, thinned: Tensor) -> Tensor:
-        quota, n = pictures.sizes.clone(), len(pictures)
+    def _official_quota(self, by_frame: Groups, thinned: Tensor) -> Tensor:
+        quota, n = by_frame.sizes.clone(), len(by_frame)
         dropped = 1 - (4 * self.retention_video - 1) / 3  # its setting is the share dropped, and rounds like this
         quota[thinned] = ((1 - dropped) * quota[thinned].double()).long()
         if n > _GROUP and n % 2:

@@ -110,43 +110,43 @@ class FastVID(Baseline):
         if plan.total == len(tokens):
             return everything(tokens)
         video: float = plan.video
-        sounds = plan.audio
+        n_kept = plan.audio
         if self.mode == "official":
             video, audio = self.ratios(tokens)
-            sounds = released.audio_tokens(audio, n_audio)
-        sound = thinned(tokens, sounds)
+            n_kept = released.audio_tokens(audio, n_audio)
+        kept_audio = thinned(tokens, n_kept)
         whole = n_video if self.mode == "clean" else 1
         if n_video == 0 or video >= whole:
             rows = tokens.indices(Modality.VIDEO)
-            indices = torch.cat([rows, sound]).sort().values
-            return Selection(indices, report={"budget": {"video": n_video, "audio": sound.numel()}})
+            indices = torch.cat([rows, kept_audio]).sort().values
+            return Selection(indices, report={"budget": {"video": n_video, "audio": kept_audio.numel()}})
         if tokens.saliency is None:
             raise ModelError(f"{self.name}: this model's encoders give no saliency")
-        return self._select(tokens, tokens.saliency, video, sound)
+        return self._select(tokens, tokens.saliency, video, kept_audio)
 
-    def _select(self, tokens: MediaTokens, attention: Tensor, video: float, sound: Tensor) -> Selection:
-        pictures = frames(tokens)
-        saliency = attention[pictures.rows].float()
-        likeness = similarities(tokens.features, pictures)
+    def _select(self, tokens: MediaTokens, attention: Tensor, video: float, kept_audio: Tensor) -> Selection:
+        by_frame = frames(tokens)
+        saliency = attention[by_frame.rows].float()
+        likeness = similarities(tokens.features, by_frame)
         finite(likeness), finite(saliency)
         layout = lay_out(likeness.cpu(), self.segments, self.threshold, self.anchor_step, self.ignore)
-        sizes = pictures.sizes.cpu()
+        sizes = by_frame.sizes.cpu()
         if self.mode == "clean":
             quotas = _exact(int(video), sizes, layout, self.context)
         else:
             by_segment = self.ignore is not None
             quotas = released.quotas(video, sizes, layout, self.context, by_segment=by_segment)
-        device = pictures.rows.device
+        device = by_frame.rows.device
         plain, peaks = (q.to(device) for q in quotas)
 
         salient = torch.zeros_like(saliency, dtype=torch.bool)
-        salient[best_in_groups(saliency, pictures, plain)] = True
-        context = peaks_in_frames(tokens.features, pictures, salient, peaks)
+        salient[best_in_groups(saliency, by_frame, plain)] = True
+        context = peaks_in_frames(tokens.features, by_frame, salient, peaks)
         kept = salient.clone()
         kept[context] = True
-        indices = torch.cat([pictures.rows[kept], sound]).sort().values
+        indices = torch.cat([by_frame.rows[kept], kept_audio]).sort().values
         report = {
-            "budget": {"video": int(kept.sum()), "audio": sound.numel()},
+            "budget": {"video": int(kept.sum()), "audio": kept_audio.numel()},
             "segments": int(layout.segment[-1]) + 1,
             "merged": context.numel(),
         }
@@ -154,15 +154,15 @@ class FastVID(Baseline):
             return Selection(indices, report=report)
         merged = merge_segments(
             tokens.features,
-            pictures,
-            layout.segment.to(device)[pictures.index],
+            by_frame,
+            layout.segment.to(device)[by_frame.index],
             ~salient,
             context,
             keep_weight=self.keep_weight,
             itself=self.merge == "parallel",
         )
         features = tokens.features[indices]
-        features[torch.searchsorted(indices, pictures.rows[context])] = merged
+        features[torch.searchsorted(indices, by_frame.rows[context])] = merged
         return Selection(indices, features, report)
 
 

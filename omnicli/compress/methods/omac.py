@@ -81,11 +81,11 @@ class Omac(Budgeted):
         groups = frames(tokens)
         quota = self._frame_quotas(tokens, query, groups, plan.video)
         contrast = _contrast(tokens.features, groups, quota)
-        pictures = best_in_groups(contrast, groups, quota)
-        sound = tokens.indices(Modality.AUDIO)
-        interval = _intervals(tokens, groups, sound)
-        anchors = _anchors(tokens, sound, interval, quota, plan.audio)
-        kept, order = torch.cat([groups.rows[pictures], sound[anchors]]).sort()
+        video = best_in_groups(contrast, groups, quota)
+        audio = tokens.indices(Modality.AUDIO)
+        interval = _intervals(tokens, groups, audio)
+        anchors = _anchors(tokens, audio, interval, quota, plan.audio)
+        kept, order = torch.cat([groups.rows[video], audio[anchors]]).sort()
         if not self.memory:
             return Selection(kept, report=report)
         place = torch.empty_like(order)
@@ -93,15 +93,13 @@ class Omac(Budgeted):
         features = tokens.features.index_select(0, kept)
         memories = _add_memories(
             features,
-            place[: pictures.numel()],
+            place[: video.numel()],
             features=tokens.features,
             groups=groups,
-            kept=pictures,
+            kept=video,
             contrast=contrast,
         )
-        merged = _merge_sound(
-            features, place[pictures.numel() :], tokens, sound=sound, interval=interval, anchors=anchors
-        )
+        merged = _merge_audio(features, place[video.numel() :], tokens, audio=audio, interval=interval, anchors=anchors)
         return Selection(kept, features, {**report, "frame_memories": memories, "merged_sound": merged})
 
     def _frame_quotas(self, tokens: MediaTokens, query: Query, groups: Groups, total: int) -> Tensor:
@@ -217,36 +215,36 @@ def _add_memories(
     return summed.numel()
 
 
-def _intervals(tokens: MediaTokens, groups: Groups, sound: Tensor) -> Tensor:
+def _intervals(tokens: MediaTokens, groups: Groups, audio: Tensor) -> Tensor:
     """Return the interval (a,) of each sound token: its frame or, without pictures, its temporal block."""
     if len(groups) == 0:
-        return tokens.window[sound]
+        return tokens.window[audio]
     begin = tokens.start_s[groups.rows[groups.starts]]
-    return (torch.searchsorted(begin, tokens.start_s[sound], right=True) - 1).clamp_min(0)
+    return (torch.searchsorted(begin, tokens.start_s[audio], right=True) - 1).clamp_min(0)
 
 
-def _anchors(tokens: MediaTokens, sound: Tensor, interval: Tensor, quota: Tensor, total: int) -> Tensor:
-    """Return the ascending places (total,) among ``sound`` (a,) of the anchors: the most salient of each interval.
+def _anchors(tokens: MediaTokens, audio: Tensor, interval: Tensor, quota: Tensor, total: int) -> Tensor:
+    """Return the ascending places (total,) among ``audio`` (a,) of the anchors: the most salient of each interval.
 
     ``quota`` (T,) is what each frame kept and weighs the intervals (equation 6); without pictures there is one.
     """
-    n = sound.numel()
+    n = audio.numel()
     if total == n:
-        return torch.arange(n, device=sound.device)
+        return torch.arange(n, device=audio.device)
     if total == 0:
-        return sound[:0]
+        return audio[:0]
     if tokens.saliency is None:
         raise ModelError("omac chooses sound by the audio encoder's saliency, which this model does not capture")
-    saliency = finite(tokens.saliency[sound].float())
+    saliency = finite(tokens.saliency[audio].float())
     if quota.numel() == 0:
         return best(saliency, total)
     sizes = torch.bincount(interval, minlength=quota.numel())
     weight = torch.where(quota > 0, quota.double(), FLOOR * quota.double().mean())
-    share = share_sound(total, sizes, weight)
-    return best_in_groups(saliency, Groups(sound, interval, sizes), share)
+    share = share_audio(total, sizes, weight)
+    return best_in_groups(saliency, Groups(audio, interval, sizes), share)
 
 
-def share_sound(total: int, sizes: Tensor, weight: Tensor) -> Tensor:
+def share_audio(total: int, sizes: Tensor, weight: Tensor) -> Tensor:
     """Share ``total`` tokens among intervals in the ratio size x weight (equation 6), never above an interval's size.
 
     What a full interval cannot use goes to the others in their ratio. Whole tokens by largest remainder, ties to the
@@ -282,19 +280,19 @@ def share_sound(total: int, sizes: Tensor, weight: Tensor) -> Tensor:
     return whole
 
 
-def _merge_sound(
-    out: Tensor, place: Tensor, tokens: MediaTokens, *, sound: Tensor, interval: Tensor, anchors: Tensor
+def _merge_audio(
+    out: Tensor, place: Tensor, tokens: MediaTokens, *, audio: Tensor, interval: Tensor, anchors: Tensor
 ) -> int:
     """Merge dropped sound into the anchors in ``out`` (K, D), in place (equation 5); return how many tokens merged.
 
-    ``place`` (b,) is where the anchors stand in ``out``, ``anchors`` (b,) their ascending places among ``sound`` (a,).
+    ``place`` (b,) is where the anchors stand in ``out``, ``anchors`` (b,) their ascending places among ``audio`` (a,).
     """
-    dropped = torch.ones_like(sound, dtype=torch.bool)
+    dropped = torch.ones_like(audio, dtype=torch.bool)
     dropped[anchors] = False
     lost = torch.nonzero(dropped).flatten()
     if lost.numel() == 0 or anchors.numel() == 0:
         return 0
-    time, anchor_time = tokens.start_s[sound[lost]], tokens.start_s[sound[anchors]]
+    time, anchor_time = tokens.start_s[audio[lost]], tokens.start_s[audio[anchors]]
     after = torch.searchsorted(anchors, lost)
     before, after = (after - 1).clamp_min(0), after.clamp_max(anchors.numel() - 1)
     nearer = (anchor_time[after] - time).abs() < (time - anchor_time[before]).abs()
@@ -307,11 +305,11 @@ def _merge_sound(
     edges = torch.tensor([part.start for part in parts] + [anchors.numel()], device=target.device)
     edge = torch.searchsorted(target, edges).tolist()
     for part, first, last in zip(parts, edge[:-1], edge[1:], strict=True):
-        anchor = features[sound[anchors[part]]].float()
+        anchor = features[audio[anchors[part]]].float()
         total, norm, mass = anchor.clone(), anchor.norm(dim=1), torch.ones(len(anchor), device=out.device)
         for piece in row_chunks(last - first, width):
             some = slice(first + piece.start, first + piece.stop)
-            x, to = features[sound[lost[some]]].float(), target[some] - part.start
+            x, to = features[audio[lost[some]]].float(), target[some] - part.start
             cosine = (x * anchor[to]).sum(1) / (x.norm(dim=1) * norm[to]).clamp_min(_EPS)
             weight = cosine.clamp_min(0)
             total.index_add_(0, to, x * weight[:, None])
@@ -322,4 +320,4 @@ def _merge_sound(
     return int(merged)
 
 
-__all__ = ["FLOOR", "Omac", "share_sound"]
+__all__ = ["FLOOR", "Omac", "share_audio"]

@@ -104,28 +104,28 @@ class OmniSIFT(Published):
             return everything(tokens, selector=name)
         official = self.mode == "official"
         chunks = _by_position(tokens) if official else _by_window(tokens)
-        pictures, sound = chunks.pictures, chunks.sound
+        by_frame, by_chunk = chunks.by_frame, chunks.by_chunk
         video, audio = self.ratios(tokens) if official else (0.0, 0.0)
-        left = pictures.sizes - _floors(pictures.sizes, video) if official else spread(plan.video, pictures.sizes)
-        kept = best_in_groups(-finite(redundancy(tokens.features, chunks)), pictures, left)
-        seen = group(pictures.rows[kept], chunks.of_frame[pictures.index[kept]])
+        left = by_frame.sizes - _floors(by_frame.sizes, video) if official else spread(plan.video, by_frame.sizes)
+        kept = best_in_groups(-finite(redundancy(tokens.features, chunks)), by_frame, left)
+        kept_video = group(by_frame.rows[kept], chunks.of_frame[by_frame.index[kept]])
 
-        of_seen = chunks.of_frame[pictures.index[kept[seen.starts]]]
-        watched = torch.isin(chunks.of_sound, of_seen)
+        of_kept = chunks.of_frame[by_frame.index[kept[kept_video.starts]]]
+        with_video = torch.isin(chunks.chunk_of_audio, of_kept)
         if official:
-            drop = _floors(sound.sizes, audio) * (watched & (sound.sizes >= 2))
-            quota = sound.sizes - drop
+            drop = _floors(by_chunk.sizes, audio) * (with_video & (by_chunk.sizes >= 2))
+            quota = by_chunk.sizes - drop
         else:
-            quota = spread(plan.audio, sound.sizes).to(sound.sizes.device)
-        score = evenly(sound, quota)
-        asked = torch.nonzero(watched & (quota > 0) & (quota < sound.sizes)).flatten()
-        which = torch.searchsorted(of_seen, chunks.of_sound[asked])
+            quota = spread(plan.audio, by_chunk.sizes).to(by_chunk.sizes.device)
+        score = evenly(by_chunk, quota)
+        asked = torch.nonzero(with_video & (quota > 0) & (quota < by_chunk.sizes)).flatten()
+        which = torch.searchsorted(of_kept, chunks.chunk_of_audio[asked])
         judge = nearest if selector is None else selector
-        for places, value in _scores(tokens.features, sound, asked, seen, which, judge=judge):
+        for places, value in _scores(tokens.features, by_chunk, asked, kept_video, which, judge=judge):
             score[places] = finite(value)
-        heard = sound.rows[best_in_groups(score, sound, quota)]
-        budget = {"video": kept.numel(), "audio": heard.numel()}
-        indices = torch.cat([seen.rows, heard]).sort().values
+        kept_audio = by_chunk.rows[best_in_groups(score, by_chunk, quota)]
+        budget = {"video": kept.numel(), "audio": kept_audio.numel()}
+        indices = torch.cat([kept_video.rows, kept_audio]).sort().values
         return Selection(indices, report={"budget": budget, "selector": name})
 
     def _selector(self, tokens: MediaTokens) -> Selector | None:
@@ -145,27 +145,27 @@ class Chunks:
 
     Attributes
     ----------
-    pictures : Groups
+    by_frame : Groups
         One group per frame.
     of_frame : Tensor (F,) int64
         Chunk of each frame, never falling.
-    sound : Groups
+    by_chunk : Groups
         Sound tokens, one group per chunk.
-    of_sound : Tensor (G,) int64
+    chunk_of_audio : Tensor (G,) int64
         Chunk of each group of sound.
     """
 
-    pictures: Groups
+    by_frame: Groups
     of_frame: Tensor
-    sound: Groups
-    of_sound: Tensor
+    by_chunk: Groups
+    chunk_of_audio: Tensor
 
 
 def _by_window(tokens: MediaTokens) -> Chunks:
     """Return chunks that are windows of true time."""
-    pictures, sound = frames(tokens), windows(tokens, Modality.AUDIO)
-    first = [g.rows[g.starts] for g in (pictures, sound)]
-    return Chunks(pictures, tokens.window[first[0]], sound, tokens.window[first[1]])
+    by_frame, by_chunk = frames(tokens), windows(tokens, Modality.AUDIO)
+    first = [g.rows[g.starts] for g in (by_frame, by_chunk)]
+    return Chunks(by_frame, tokens.window[first[0]], by_chunk, tokens.window[first[1]])
 
 
 def _by_position(tokens: MediaTokens) -> Chunks:
@@ -176,12 +176,12 @@ def _by_position(tokens: MediaTokens) -> Chunks:
     if tokens.position_ids.shape[0] == 1:
         raise ModelError("omnisift: mode official cuts by positions in time, this model's count tokens; use mode clean")
     time = tokens.position_ids[0]
-    rows, sounds = tokens.indices(Modality.VIDEO), tokens.indices(Modality.AUDIO)
-    pictures = group(rows, time[rows])
-    begins = time[pictures.rows[pictures.starts[::2]]]
-    chunk = torch.searchsorted(begins, time[sounds].contiguous(), right=True) - 1
-    sound = group(sounds, chunk)
-    return Chunks(pictures, torch.arange(len(pictures), device=rows.device) // 2, sound, chunk[sound.starts])
+    video, audio = tokens.indices(Modality.VIDEO), tokens.indices(Modality.AUDIO)
+    by_frame = group(video, time[video])
+    begins = time[by_frame.rows[by_frame.starts[::2]]]
+    chunk = torch.searchsorted(begins, time[audio].contiguous(), right=True) - 1
+    by_chunk = group(audio, chunk)
+    return Chunks(by_frame, torch.arange(len(by_frame), device=video.device) // 2, by_chunk, chunk[by_chunk.starts])
 
 
 def _floors(sizes: Tensor, ratio: float) -> Tensor:
@@ -196,20 +196,20 @@ def redundancy(features: Tensor, chunks: Chunks) -> Tensor:
     In a chunk's first frame with the mean of the frame, in others with the same cell of the frame before; with the mean
     as well where the frame before has another size. (OmniSIFT, spatial and temporal saliency)
     """
-    pictures, at = chunks.pictures, chunks.of_frame
-    sizes, starts = pictures.sizes, pictures.starts
-    after = torch.zeros(len(pictures), dtype=torch.bool, device=at.device)
+    by_frame, at = chunks.by_frame, chunks.of_frame
+    sizes, starts = by_frame.sizes, by_frame.starts
+    after = torch.zeros(len(by_frame), dtype=torch.bool, device=at.device)
     after[1:] = (at[1:] == at[:-1]) & (sizes[1:] == sizes[:-1])
-    out = torch.empty(pictures.rows.numel(), device=features.device)
-    for groups, places in pictures.by_size():
+    out = torch.empty(by_frame.rows.numel(), device=features.device)
+    for groups, places in by_frame.by_size():
         for follows in (False, True):
             own = torch.nonzero(after[groups] == follows).flatten()
             for part in row_chunks(len(own), 2 * places.shape[1] * features.shape[1], limit=MEMORY):
                 some = places[own[part]]
-                x = features[pictures.rows[some]].float()
+                x = features[by_frame.rows[some]].float()
                 if follows:
                     before = starts[groups[own[part]] - 1, None] + torch.arange(some.shape[1], device=at.device)
-                    other = features[pictures.rows[before]].float()
+                    other = features[by_frame.rows[before]].float()
                 else:
                     other = x.mean(1, keepdim=True)
                 out[some] = (unit(x) * unit(other)).sum(-1)
@@ -224,35 +224,35 @@ def evenly(groups: Groups, quota: Tensor) -> Tensor:
 
 
 def _scores(
-    features: Tensor, sound: Groups, asked: Tensor, seen: Groups, which: Tensor, *, judge: Score
+    features: Tensor, by_chunk: Groups, asked: Tensor, kept_video: Groups, which: Tensor, *, judge: Score
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield places of sound and their scores, for the groups ``asked`` (m,) with the pictures ``which`` (m,)."""
-    partner = torch.full_like(sound.sizes, -1)
+    partner = torch.full_like(by_chunk.sizes, -1)
     partner[asked] = which
-    places = torch.nonzero(partner[sound.index] >= 0).flatten()
-    nth = places - sound.starts[sound.index[places]]
+    places = torch.nonzero(partner[by_chunk.index] >= 0).flatten()
+    nth = places - by_chunk.starts[by_chunk.index[places]]
     # Sound tokens do not read each other, so a long chunk need not be in memory at once.
-    pieces = group(places, sound.index[places] * (len(sound.rows) + 1) + nth // PIECE)
-    partner = partner[sound.index[places[pieces.starts]]]
-    sizes = torch.stack([pieces.sizes, seen.sizes[partner]], 1)
+    pieces = group(places, by_chunk.index[places] * (len(by_chunk.rows) + 1) + nth // PIECE)
+    partner = partner[by_chunk.index[places[pieces.starts]]]
+    sizes = torch.stack([pieces.sizes, kept_video.sizes[partner]], 1)
     order = sizes[:, 0].argsort(stable=True)
     for part in _batches(sizes[order].tolist(), features.shape[1]):
-        at, heard = _padded(pieces, order[part])
-        looks, there = _padded(seen, partner[order[part]])
+        at, real = _padded(pieces, order[part])
+        looks, there = _padded(kept_video, partner[order[part]])
         mine = places[at]
-        value = judge(features[seen.rows[looks]].float(), features[sound.rows[mine]].float(), ~there)
-        yield mine[heard], value[heard]
+        value = judge(features[kept_video.rows[looks]].float(), features[by_chunk.rows[mine]].float(), ~there)
+        yield mine[real], value[real]
 
 
 def _batches(sizes: Iterable[list[int]], width: int) -> Iterator[slice]:
     """Yield stretches of chunks, given their (sound, picture) sizes, that fit in `MEMORY` when padded alike."""
-    begin = end = most_sound = most_seen = 0
-    for sounds, pictures in sizes:
-        a, v = max(most_sound, sounds), max(most_seen, pictures)
+    begin = end = most_audio = most_video = 0
+    for n_audio, n_video in sizes:
+        a, v = max(most_audio, n_audio), max(most_video, n_video)
         if end > begin and (end + 1 - begin) * (2 * (a + v) * width + 16 * a * v) * 4 > MEMORY:
             yield slice(begin, end)
-            begin, a, v = end, sounds, pictures
-        most_sound, most_seen, end = a, v, end + 1
+            begin, a, v = end, n_audio, n_video
+        most_audio, most_video, end = a, v, end + 1
     if end > begin:
         yield slice(begin, end)
 

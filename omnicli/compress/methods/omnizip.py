@@ -107,19 +107,19 @@ class OmniZip(Published):
             return everything(tokens)
         n_audio = tokens.count(Modality.AUDIO)
         if self.mode == "official":
-            video, audio = self.ratios(tokens)
-            sound, anchors = self._sound(tokens, *released.sizes(n_audio, audio, self.anchors, self.group))
+            ratio_video, ratio_audio = self.ratios(tokens)
+            audio, anchors = self._audio(tokens, *released.sizes(n_audio, ratio_audio, self.anchors, self.group))
             bounds = (self.discard_min, self.discard_max)
-            pictures = released.pictures(
-                tokens, sound, video, discard_of=self._discard, bounds=bounds, neighbours=self.neighbours
+            video = released.video_rows(
+                tokens, audio, ratio_video, discard_of=self._discard, bounds=bounds, neighbours=self.neighbours
             )
         else:
-            sound, anchors = self._sound(tokens, *self._split(n_audio, plan.audio))
-            pictures = self._pictures(tokens, sound, plan)
-        indices = torch.cat([sound, pictures]).sort().values
-        budget = {"video": pictures.numel(), "audio": sound.numel()}
+            audio, anchors = self._audio(tokens, *self._split(n_audio, plan.audio))
+            video = self._video(tokens, audio, plan)
+        indices = torch.cat([audio, video]).sort().values
+        budget = {"video": video.numel(), "audio": audio.numel()}
         report = {"budget": budget, "anchors": anchors.numel()}
-        merged = self._merged(tokens, sound, anchors)
+        merged = self._merged(tokens, audio, anchors)
         if merged is None:
             return Selection(indices, report=report)
         features = tokens.features[indices]
@@ -133,7 +133,7 @@ class OmniZip(Published):
         anchors = min(int(self.anchors * n + 0.5), max(0, k - 1))
         return k - anchors, anchors
 
-    def _sound(self, tokens: MediaTokens, dominant: int, anchors: int) -> tuple[Tensor, Tensor]:
+    def _audio(self, tokens: MediaTokens, dominant: int, anchors: int) -> tuple[Tensor, Tensor]:
         """Return the ascending indices of the sound that stays, and of the anchors among it."""
         rows = tokens.indices(Modality.AUDIO)
         none = rows[:0]
@@ -155,26 +155,26 @@ class OmniZip(Published):
             chosen = pool[(2 * place + 1) * pool.numel() // (2 * anchors)]
         return torch.cat([rows[~left], chosen]).sort().values, chosen
 
-    def _merged(self, tokens: MediaTokens, sound: Tensor, anchors: Tensor) -> Tensor | None:
+    def _merged(self, tokens: MediaTokens, audio: Tensor, anchors: Tensor) -> Tensor | None:
         """Return the anchors (a, D) with what they take up, in the model's dtype; None: nothing is merged."""
         gone = torch.ones(len(tokens), dtype=torch.bool, device=tokens.features.device)
-        gone[sound] = False
+        gone[audio] = False
         rows = tokens.indices(Modality.AUDIO)
         rows = rows[gone[rows]]
         if anchors.numel() == 0 or rows.numel() == 0:
             return None
-        pictures = tokens.indices(Modality.VIDEO)
-        if pictures.numel() == 0 and tokens.saliency is not None:
+        video = tokens.indices(Modality.VIDEO)
+        if video.numel() == 0 and tokens.saliency is not None:
             score = tokens.saliency[rows].float()
         elif self.mode == "official":
-            score, _ = nearest(tokens.features, rows, pictures)
+            score, _ = nearest(tokens.features, rows, video)
         else:
             score = likeness_to_window(tokens, rows)
         return merged_into(tokens.features, anchors, rows, score, self.group)
 
-    def _pictures(self, tokens: MediaTokens, sound: Tensor, plan: Budget) -> Tensor:
+    def _video(self, tokens: MediaTokens, audio: Tensor, plan: Budget) -> Tensor:
         """Return the ascending indices of exactly the planned picture tokens, by windows of true time."""
-        pictures, blocks = frames(tokens), windows(tokens, Modality.VIDEO)
+        by_frame, blocks = frames(tokens), windows(tokens, Modality.VIDEO)
         n = blocks.rows.numel()
         if plan.video == n:
             return blocks.rows
@@ -183,24 +183,24 @@ class OmniZip(Published):
         _, window = torch.unique(tokens.window, return_inverse=True)
         many = int(window.max()) + 1
         own = window[blocks.rows[blocks.starts]]
-        heard = torch.bincount(window[tokens.indices(Modality.AUDIO)], minlength=many)[own]
-        kept = torch.bincount(window[sound], minlength=many)[own]
-        keep = 1 - self._discard(kept.double() / heard.clamp_min(1))
-        guided, size = heard > 0, blocks.sizes.double()
+        n_audio = torch.bincount(window[tokens.indices(Modality.AUDIO)], minlength=many)[own]
+        kept = torch.bincount(window[audio], minlength=many)[own]
+        keep = 1 - self._discard(kept.double() / n_audio.clamp_min(1))
+        guided, size = n_audio > 0, blocks.sizes.double()
         mean = (keep * size)[guided].sum() / size[guided].sum().clamp_min(1)
         # Relative to the guided windows' mean, so that a window without sound gets the share of an average one.
         relative = torch.where(guided & (mean > 0), keep / mean.clamp_min(1e-12), torch.ones_like(keep))
         share = spread(plan.video, blocks.sizes, relative * size).to(size.device)
-        block = blocks.index[pictures.starts]
-        before = pictures.starts - blocks.starts[block]
+        block = blocks.index[by_frame.starts]
+        before = by_frame.starts - blocks.starts[block]
         # Differences of a running total rounded up: whole tokens that add up to the window's share.
-        upto = torch.stack([before, before + pictures.sizes]) * share[block]
+        upto = torch.stack([before, before + by_frame.sizes]) * share[block]
         first, last = -(-upto // blocks.sizes[block])
-        order = torch.arange(len(pictures), device=block.device)
+        order = torch.arange(len(by_frame), device=block.device)
         turn = order - group(order, block).starts[block]
         before = torch.where(turn % 2 == 1, order - 1, -1)  # what changes, and what stands out, in turn
-        other = counterparts(tokens, pictures, before)
-        return thinned_frames(tokens.features, pictures, other, last - first, neighbours=self.neighbours)
+        other = counterparts(tokens, by_frame, before)
+        return thinned_frames(tokens.features, by_frame, other, last - first, neighbours=self.neighbours)
 
     def _discard(self, retained: Tensor) -> Tensor:
         wanted = self.discard_intercept - self.discard_slope * retained
@@ -221,17 +221,17 @@ def likeness_to_window(tokens: MediaTokens, rows: Tensor) -> Tensor:
     x, blocks = tokens.features, windows(tokens, Modality.VIDEO)
     own = tokens.window[blocks.rows[blocks.starts]]
     block = (torch.searchsorted(own, tokens.window[rows], right=True) - 1).clamp_min(0)
-    heard = group(rows, block)
-    block = block[heard.starts]
+    by_block = group(rows, block)
+    block = block[by_block.starts]
     out = torch.zeros(rows.numel(), device=x.device)
-    shapes = torch.stack([heard.sizes, blocks.sizes[block]], 1)
-    for sounds, cells in torch.unique(shapes, dim=0).tolist():
-        same = torch.nonzero((shapes == shapes.new_tensor([sounds, cells])).all(1)).flatten()
-        places = heard.starts[same, None] + torch.arange(sounds, device=x.device)
-        seen = blocks.starts[block[same], None] + torch.arange(cells, device=x.device)
-        for part in row_chunks(len(same), (sounds + cells) * x.shape[1] + sounds * cells, limit=FRAMES_BYTES):
-            pictures = unit(x[blocks.rows[seen[part]]], EPS)
-            cosine = unit(x[rows[places[part]]], EPS) @ pictures.transpose(1, 2)
+    shapes = torch.stack([by_block.sizes, blocks.sizes[block]], 1)
+    for n_rows, cells in torch.unique(shapes, dim=0).tolist():
+        same = torch.nonzero((shapes == shapes.new_tensor([n_rows, cells])).all(1)).flatten()
+        places = by_block.starts[same, None] + torch.arange(n_rows, device=x.device)
+        shown = blocks.starts[block[same], None] + torch.arange(cells, device=x.device)
+        for part in row_chunks(len(same), (n_rows + cells) * x.shape[1] + n_rows * cells, limit=FRAMES_BYTES):
+            video = unit(x[blocks.rows[shown[part]]], EPS)
+            cosine = unit(x[rows[places[part]]], EPS) @ video.transpose(1, 2)
             out[places[part]] = cosine.amax(2)
     finite(out)
     return out

@@ -88,20 +88,20 @@ class VisionZip(Baseline):
             The model captured no saliency or no keys, or its output is not finite.
         """
         n = tokens.count(Modality.AUDIO)
-        pictures = frames(tokens)
+        by_frame = frames(tokens)
         if self.mode == "clean":
             plan = self.plan(tokens)
             if plan.total == len(tokens):
                 return everything(tokens)
-            sound, left = windows(tokens, Modality.AUDIO), plan.audio
-            shares = self._exact(pictures, plan.video), self._exact(sound, plan.audio)
+            audio_groups, left = windows(tokens, Modality.AUDIO), plan.audio
+            shares = self._exact(by_frame, plan.video), self._exact(audio_groups, plan.audio)
         else:
             video, audio = self.ratios(tokens)
-            sound, left = stretches(tokens, Modality.AUDIO, self.audio_window), max(1, int(audio * n))
-            shares = self._official(pictures, video), self._official(sound, audio)
-        parts = [self._reduced(tokens, pictures, *shares[0])]
+            audio_groups, left = stretches(tokens, Modality.AUDIO, self.audio_window), max(1, int(audio * n))
+            shares = self._official(by_frame, video), self._official(audio_groups, audio)
+        parts = [self._reduced(tokens, by_frame, *shares[0])]
         if self.audio == "select":
-            parts.append(self._reduced(tokens, sound, *shares[1]))
+            parts.append(self._reduced(tokens, audio_groups, *shares[1]))
         else:
             kept = thinned(tokens, min(n, left))
             parts.append((kept, kept[:0], tokens.features[:0]))

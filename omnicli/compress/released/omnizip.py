@@ -43,9 +43,9 @@ def anchor_places(n: int, anchors: Tensor) -> Tensor:
     return anchors * max(1, n // anchors.numel())
 
 
-def pictures(
+def video_rows(
     tokens: MediaTokens,
-    sound: Tensor,
+    kept_audio: Tensor,
     ratio: float,
     *,
     discard_of: Callable[[Tensor], Tensor],
@@ -58,7 +58,7 @@ def pictures(
     ----------
     tokens : MediaTokens
         The clip.
-    sound : Tensor (a,) int64
+    kept_audio : Tensor (a,) int64
         The sound that stays.
     ratio : float
         Share of the video tokens to keep; the rule may miss it.
@@ -73,7 +73,7 @@ def pictures(
     cells = int(frames(tokens).sizes[0])
     video, audio = runs(tokens, Modality.VIDEO), runs(tokens, Modality.AUDIO)
     kept = torch.zeros(len(tokens), dtype=torch.bool, device=rows.device)
-    kept[sound] = True
+    kept[kept_audio] = True
     retained = torch.bincount(audio.index[kept[audio.rows]], minlength=len(audio)).double() / audio.sizes
     guided = min(len(video), len(audio))
     discard = torch.full((len(video),), 1 - ratio, dtype=torch.float64)
@@ -120,4 +120,4 @@ def renormalised(discard: Tensor, sizes: Tensor, target: float, bounds: tuple[fl
     return out
 
 
-__all__ = ["anchor_places", "pictures", "renormalised", "sizes"]
+__all__ = ["anchor_places", "renormalised", "sizes", "video_rows"]

@@ -72,7 +72,7 @@ def literal_scores(tokens, question, p):
 
 def ragged():
     """A clip in which some blocks lack sound, some pictures, and sizes differ."""
-    whole = clip(blocks=8, pictures=2, sounds=6)
+    whole = clip(blocks=8, frames=2, audio=6)
     g = torch.Generator().manual_seed(9)
     keep = torch.rand(len(whole), generator=g) < 0.6
     keep &= ~((whole.window == 2) & (whole.modality == 1)) & ~((whole.window == 5) & (whole.modality == 0))
@@ -116,7 +116,7 @@ def test_chunks_do_not_change_scores(monkeypatch):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [clip(sounds=0), clip(pictures=0)], ids=["silent", "audio only"])
+@pytest.mark.parametrize("tokens", [clip(audio=0), clip(frames=0)], ids=["silent", "audio only"])
 def test_one_modality_is_scored_by_relevance_alone(tokens):
     question = query().embeddings
     raw = relevance(tokens.features, question)
@@ -131,7 +131,7 @@ def test_equal_tokens_have_score_zero():
 
 
 def test_gradients_reach_every_projection_and_are_right():
-    tokens, question = clip(blocks=3, sounds=2, width=4, rows=1, cols=3), query(4).embeddings
+    tokens, question = clip(blocks=3, audio=2, width=4, rows=1, cols=3), query(4).embeddings
     weight = torch.randn(len(tokens), generator=torch.Generator().manual_seed(2))
     p = projections(4, 3)
     leaves = {name: t.clone().requires_grad_() for name, t in p.to_dict().items()}
@@ -182,7 +182,7 @@ def test_the_question_decides():
 
 
 def test_adaptive_split_follows_the_score_mass():
-    tokens = clip(blocks=10, sounds=12)
+    tokens = clip(blocks=10, audio=12)
     few = dataclasses.replace(tokens, features=tokens.features.clone())
     method = Avoc(tokens=40, split="adaptive")
     score = scores(few.features, few.modality, few.window, query().embeddings).clamp_min(0)

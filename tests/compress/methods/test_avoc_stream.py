@@ -19,7 +19,7 @@ from omnicli.types import MediaTokens, Modality, Query, Selection
 
 def ragged(seed: int = 9, blocks: int = 12) -> MediaTokens:
     """A clip in which blocks differ in size and some lack sound, pictures or both."""
-    whole = clip(blocks=blocks, pictures=2, sounds=6, seed=seed)
+    whole = clip(blocks=blocks, frames=2, audio=6, seed=seed)
     g = torch.Generator().manual_seed(seed)
     keep = torch.rand(len(whole), generator=g) < 0.6
     keep &= ~((whole.window == 2) & (whole.modality == 1)) & ~((whole.window == 5) & (whole.modality == 0))
@@ -113,7 +113,7 @@ def test_equals_the_slow_loop(setting, radius):
     assert method.compress(tokens, question).indices.tolist() == naive(tokens, question, method)
 
 
-@pytest.mark.parametrize("tokens", [ragged(), clip(blocks=8, sounds=12)], ids=["ragged", "even"])
+@pytest.mark.parametrize("tokens", [ragged(), clip(blocks=8, audio=12)], ids=["ragged", "even"])
 def test_equals_avoc_where_nothing_had_to_be_let_go_or_frozen(tokens):
     k = len(tokens) * 2 // 3 + 1
     for fields in ({"tokens": k}, {"tokens": k, "split": "1:3"}, {"retention": 0.7, "split": "proportional"}):
@@ -157,7 +157,7 @@ def test_blocks_may_come_alone_or_together_and_what_is_let_go_may_be_forgotten()
 @pytest.mark.parametrize("blocks", [40, 80])
 def test_memory_does_not_grow_with_the_clip(blocks):
     k, radius, per_block = 60, 3, 24 + 10
-    tokens = clip(blocks=blocks, pictures=2, sounds=10)
+    tokens = clip(blocks=blocks, frames=2, audio=10)
     stream = Stream(AvocStream(tokens=k, radius=radius), query().embeddings)
     live = 0
     for block in blocks_of(tokens):
@@ -174,9 +174,9 @@ def test_memory_does_not_grow_with_the_clip(blocks):
     ("split", "k"), [("2:1", 1), ("2:1", 40), ("1:4", 7), ("1:0", 2), ("proportional", 40), ("adaptive", 40)]
 )
 def test_a_number_of_tokens_is_met_exactly(split, k):
-    late = clip(blocks=14, pictures=2, sounds=6)
+    late = clip(blocks=14, frames=2, audio=6)
     late = late.select(Selection(torch.nonzero((late.window < 7) == (late.modality == 0)).flatten()))
-    for tokens in (ragged(), late, clip(blocks=3, sounds=0), clip(blocks=3, pictures=0), clip(blocks=1)):
+    for tokens in (ragged(), late, clip(blocks=3, audio=0), clip(blocks=3, frames=0), clip(blocks=1)):
         selection = AvocStream(tokens=k, split=split).compress(tokens, query())
         kept = tokens.select(selection)
         assert len(kept) == min(k, len(tokens))
@@ -187,7 +187,7 @@ def test_a_number_of_tokens_is_met_exactly(split, k):
 
 @pytest.mark.parametrize("retention", [0.01, 0.37])
 def test_a_share_is_met_exactly_even_where_one_modality_stops(retention):
-    late = clip(blocks=20, pictures=2, sounds=6)
+    late = clip(blocks=20, frames=2, audio=6)
     for first in (0, 1):
         halves = late.select(Selection(torch.nonzero((late.window < 10) == (late.modality == first)).flatten()))
         for tokens in (halves, ragged(), clip(blocks=1)):
@@ -199,12 +199,12 @@ def test_a_share_is_met_exactly_even_where_one_modality_stops(retention):
 
 def test_leaving_nothing_is_an_error():
     with pytest.raises(ConfigError, match="leaves nothing"):
-        AvocStream(retention_video=0.0).compress(clip(sounds=0), query())
+        AvocStream(retention_video=0.0).compress(clip(audio=0), query())
     assert Stream(AvocStream(), query().embeddings).finish().numel() == 0
 
 
 def test_without_diversity_the_best_scores_stay():
-    tokens, question = clip(blocks=10, sounds=12), query()
+    tokens, question = clip(blocks=10, audio=12), query()
     k = len(tokens) * 2 // 3 + 1
     online = AvocStream(tokens=k, diversity=0.0).compress(tokens, question)
     assert torch.equal(online.indices, Avoc(tokens=k, diversity=0.0).compress(tokens, question).indices)
@@ -212,7 +212,7 @@ def test_without_diversity_the_best_scores_stay():
 
 def test_few_live_tokens_still_meet_the_budget(monkeypatch):
     monkeypatch.setattr(streaming, "LIVE", 10)
-    tokens = clip(blocks=3, pictures=4, sounds=30)
+    tokens = clip(blocks=3, frames=4, audio=30)
     stream = Stream(AvocStream(tokens=60), query().embeddings)
     for block in blocks_of(tokens):
         stream.push(block)
@@ -221,7 +221,7 @@ def test_few_live_tokens_still_meet_the_budget(monkeypatch):
 
 
 def test_repeated_pictures_are_kept_once():
-    tokens = clip(blocks=6, sounds=0, rows=2, cols=2, width=32)
+    tokens = clip(blocks=6, audio=0, rows=2, cols=2, width=32)
     scene = torch.randn(4, 32, generator=torch.Generator().manual_seed(3))
     tokens = dataclasses.replace(tokens, features=scene.repeat(6, 1))
     question = Query(torch.zeros(1, 32))
@@ -238,7 +238,7 @@ def test_black_film_and_silence():
 
 
 def test_tokens_out_of_order_are_sorted_by_block_first():
-    tokens, question = clip(blocks=9, sounds=7), query()
+    tokens, question = clip(blocks=9, audio=7), query()
     mixed = torch.randperm(9, generator=torch.Generator().manual_seed(2))
     order = torch.cat([torch.nonzero(tokens.window == b).flatten() for b in mixed.tolist()])
     chosen = AvocStream(tokens=20).compress(tokens.select(Selection(order)), question).indices
@@ -259,7 +259,7 @@ def test_wrong_input_is_an_error():
 
 def planted(seed: int = 0, blocks: int = 120, width: int = 48) -> tuple[MediaTokens, Query, torch.Tensor]:
     """Scenes of ten blocks that hardly change, and short events that the question is about; which tokens those are."""
-    tokens = clip(blocks=blocks, pictures=1, sounds=8, width=width, rows=4, cols=4, seed=seed)
+    tokens = clip(blocks=blocks, frames=1, audio=8, width=width, rows=4, cols=4, seed=seed)
     g = torch.Generator().manual_seed(seed + 1)
     asked = torch.randn(1, width, generator=g)
     places = 16 + 8

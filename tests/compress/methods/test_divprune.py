@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def farthest(x: torch.Tensor, k: int, weight: torch.Tensor | None = None) -> lis
 
 def ragged(seed: int = 3, **fields) -> MediaTokens:
     """Frames and windows of different sizes, some blocks without sound, one without pictures."""
-    whole = clip(blocks=6, pictures=3, sounds=9, seed=seed, **fields)
+    whole = clip(blocks=6, frames=3, audio=9, seed=seed, **fields)
     keep = torch.rand(len(whole), generator=torch.Generator().manual_seed(seed)) < 0.7
     keep &= ~((whole.window == 2) & (whole.modality == 1)) & ~((whole.window == 4) & (whole.modality == 0))
     return whole.select(Selection(torch.nonzero(keep).flatten()))
@@ -126,6 +127,10 @@ def test_duplicates_are_picked_last_and_nothing_twice(memory, monkeypatch):
         picks = max_min_picks(x, k)[0]
         assert picks.unique().numel() == k
         assert (picks % 5).unique().numel() == min(k, 5)
+    scaled = x * (1 + torch.rand(1, 40, 1, generator=torch.Generator().manual_seed(3)))  # cosines are 1 up to rounding
+    picks = set(max_min_picks(scaled, 9)[0].tolist())
+    first = [set(five) for five in itertools.combinations(picks, 5) if len({p % 5 for p in five}) == 5]
+    assert any(picks - five == set([p for p in range(40) if p not in five][:4]) for five in first)
     for same in (torch.zeros(1, 20, 16), torch.ones(1, 20, 16), different[:1].expand(20, -1)[None]):
         assert max_min_picks(same, 6).tolist() == [[0, 1, 2, 3, 4, 5]]
 
@@ -198,7 +203,7 @@ def test_published_counts():
 
 
 def test_sound_stays_whole_and_pictures_take_the_rest():
-    tokens = clip(blocks=4, pictures=2, sounds=5)  # 96 and 20 tokens
+    tokens = clip(blocks=4, frames=2, audio=5)  # 96 and 20 tokens
     clean = DivPrune(retention=0.5).compress(tokens, query())
     assert clean.report["budget"] == {"video": 38, "audio": 20}
     official = DivPrune(mode="official", retention_video=0.3, retention_audio=0.65)
@@ -213,13 +218,13 @@ def test_sound_stays_whole_and_pictures_take_the_rest():
 
 
 EDGES = {
-    "silent": clip(sounds=0),
-    "audio only": clip(pictures=0),
-    "one picture token": clip(blocks=1, sounds=0, rows=1, cols=1),
-    "one sound token": clip(blocks=1, pictures=0, sounds=1),
-    "one of each": clip(blocks=1, sounds=1, rows=1, cols=1),
-    "one frame": clip(blocks=1, sounds=0),
-    "odd frames, 10 x 13": clip(blocks=3, pictures=3, rows=10, cols=13, sounds=4),
+    "silent": clip(audio=0),
+    "audio only": clip(frames=0),
+    "one picture token": clip(blocks=1, audio=0, rows=1, cols=1),
+    "one sound token": clip(blocks=1, frames=0, audio=1),
+    "one of each": clip(blocks=1, audio=1, rows=1, cols=1),
+    "one frame": clip(blocks=1, audio=0),
+    "odd frames, 10 x 13": clip(blocks=3, frames=3, rows=10, cols=13, audio=4),
     "bf16": clip(dtype=torch.bfloat16),
     "black": dataclasses.replace(clip(), features=torch.zeros_like(clip().features)),
     "ragged": ragged(),

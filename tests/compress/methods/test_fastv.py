@@ -26,7 +26,7 @@ def scores(n, seed=0):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("mode", ["clean", "official"])
 def test_the_best_of_each_modality_over_the_whole_clip_stay(seed, mode):
-    tokens = clip(blocks=5 + seed, pictures=2, sounds=7, seed=seed)
+    tokens = clip(blocks=5 + seed, frames=2, audio=7, seed=seed)
     attention = scores(len(tokens), seed)
     kept = FastVOm(mode=mode, retention_video=0.3, retention_audio=0.65).prune(1, view_of(tokens, attention))
     expected = []
@@ -40,11 +40,18 @@ def test_the_best_of_each_modality_over_the_whole_clip_stay(seed, mode):
 
 @pytest.mark.parametrize(
     ("depth", "given", "after"),
-    [(28, 0.30, 0.2462), (28, 0.65, 0.6231), (28, 0.20, 0.1385), (28, 0.10, 0.0308), (48, 0.32, 0.2904),
-     (48, 0.70, 0.6870), (48, 0.07, 0.0296)],
-)  # fmt: skip
+    [
+        (28, 0.30, 0.2462),
+        (28, 0.65, 0.6231),
+        (28, 0.20, 0.1385),
+        (28, 0.10, 0.0308),
+        (48, 0.32, 0.2904),
+        (48, 0.70, 0.6870),
+        (48, 0.07, 0.0296),
+    ],
+)
 def test_the_share_after_the_drop_makes_the_average(depth, given, after):
-    tokens = clip(blocks=100, rows=10, cols=10, sounds=0, width=2)
+    tokens = clip(blocks=100, rows=10, cols=10, audio=0, width=2)
     for mode in ("clean", "official"):
         method = FastVOm(mode=mode, retention_video=given, retention_audio=given)
         kept = method.prune(1, view_of(tokens, scores(len(tokens)), depth))
@@ -53,7 +60,7 @@ def test_the_share_after_the_drop_makes_the_average(depth, given, after):
 
 
 def test_sound_stays_whole_and_pictures_pay_for_it():
-    tokens = clip(blocks=60, pictures=1, rows=16, cols=18, sounds=50, width=2)
+    tokens = clip(blocks=60, frames=1, rows=16, cols=18, audio=50, width=2)
     attention = scores(len(tokens))
     for mode, share in (("clean", 0.1807), ("official", 0.1807)):
         kept = FastV(mode=mode, retention_video=0.30, retention_audio=0.65).prune(1, view_of(tokens, attention))
@@ -63,7 +70,7 @@ def test_sound_stays_whole_and_pictures_pay_for_it():
 
 
 def test_a_budget_that_the_first_layers_alone_exceed():
-    tokens = clip(blocks=100, rows=10, cols=10, sounds=0, width=2)
+    tokens = clip(blocks=100, rows=10, cols=10, audio=0, width=2)
     view = view_of(tokens, scores(len(tokens)))
     with pytest.raises(ConfigError, match=r"first 2 of 28 layers read everything.* at least 7.1 %"):
         FastVOm(retention=0.06).prune(1, view)

@@ -29,7 +29,7 @@ def timed(tokens: MediaTokens, per_second: float = 25) -> MediaTokens:
 
 def film(seed: int = 0, pictures: int = 2, blocks: int = 7) -> MediaTokens:
     """Frames and windows of different sizes; one window without pictures, one without sound, sound before and after."""
-    tokens = timed(clip(blocks, pictures, sounds=6, seed=seed))
+    tokens = timed(clip(blocks, pictures, audio=6, seed=seed))
     g = torch.Generator().manual_seed(50 + seed)
     keep = (torch.rand(len(tokens), generator=g) < 0.9) | (tokens.window % 2 == 0)
     for window, modality in ((0, 0), (2, 0), (3, 1), (blocks - 1, 0)):
@@ -115,9 +115,11 @@ def literal(tokens: MediaTokens, method: OmniSIFT, judge) -> list[int]:
         kept += seen
         if not seen:
             n = len(own_sound)
-            places = range(n) if method.mode == "official" else [
-                i for i in range(n) if ((i + 1) * k + n // 2) // n > (i * k + n // 2) // n
-            ]  # fmt: skip
+            places = (
+                range(n)
+                if method.mode == "official"
+                else [i for i in range(n) if ((i + 1) * k + n // 2) // n > (i * k + n // 2) // n]
+            )
             kept += [own_sound[i] for i in places]
         elif method.mode == "official" and len(own_sound) < 2:
             kept += own_sound
@@ -157,7 +159,7 @@ def test_small_batches_change_nothing(mode, monkeypatch, tmp_path):
 
 
 def test_official_counts_of_the_released_defaults():
-    tokens = timed(clip(blocks=3, pictures=2, sounds=50, width=4, rows=9, cols=16))
+    tokens = timed(clip(blocks=3, frames=2, audio=50, width=4, rows=9, cols=16))
     kept = tokens.select(OmniSIFT(mode="official", retention_video=0.3, retention_audio=0.7).compress(tokens, query(4)))
     pictures = kept.modality == 0
     assert torch.unique(kept.start_s[pictures], return_counts=True)[1].tolist() == [44] * 6
@@ -166,7 +168,7 @@ def test_official_counts_of_the_released_defaults():
 
 
 def test_all_trailing_sound_belongs_to_the_last_official_chunk():
-    tokens = timed(clip(blocks=6, pictures=2, sounds=10))
+    tokens = timed(clip(blocks=6, frames=2, audio=10))
     cut = (tokens.modality == 1) | (tokens.window < 2)
     tokens = tokens.select(Selection(torch.nonzero(cut).flatten()))
     method = OmniSIFT(mode="official", retention_video=0.5, retention_audio=0.5)
@@ -180,7 +182,7 @@ def test_all_trailing_sound_belongs_to_the_last_official_chunk():
 
 @pytest.mark.parametrize(("sounds", "left"), [(1, 6), (2, 0)])
 def test_official_sound_alone_in_its_chunk_stays(sounds, left):
-    tokens = timed(clip(blocks=6, pictures=2, sounds=sounds))
+    tokens = timed(clip(blocks=6, frames=2, audio=sounds))
     method = OmniSIFT(mode="official", retention_video=0.5, retention_audio=0.0)
     assert tokens.select(method.compress(tokens, query())).count(Modality.AUDIO) == left
 
@@ -204,7 +206,7 @@ def test_every_clip_works_in_both_modes(mode, kind):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("value", [0.0, 7.7])
 def test_black_frames_keep_their_first_tokens(mode, value):
-    tokens = timed(clip(blocks=4, pictures=2, sounds=4))
+    tokens = timed(clip(blocks=4, frames=2, audio=4))
     flat = dataclasses.replace(tokens, features=torch.full_like(tokens.features, value))
     selection = OmniSIFT(mode=mode, retention_video=0.5, retention_audio=0.5).compress(flat, query())
     kept = flat.select(selection)
@@ -216,7 +218,7 @@ def test_black_frames_keep_their_first_tokens(mode, value):
 
 
 def test_bf16_is_scored_in_fp32(tmp_path):
-    tokens = timed(clip(dtype=torch.bfloat16, pictures=2))
+    tokens = timed(clip(dtype=torch.bfloat16, frames=2))
     wide = dataclasses.replace(tokens, features=tokens.features.float())
     method = OmniSIFT.with_retention(0.4, selector=saved(tmp_path, network()))
     assert torch.equal(method.compress(tokens, query()).indices, method.compress(wide, query()).indices)

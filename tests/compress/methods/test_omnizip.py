@@ -35,7 +35,7 @@ def without(tokens: MediaTokens, drop) -> MediaTokens:
 
 def uneven(seed: int = 0) -> MediaTokens:
     """Windows with sound only, pictures only, little of either, and frames cut short."""
-    tokens = clip(blocks=8, pictures=3, sounds=9, seed=seed, rows=3, cols=3)
+    tokens = clip(blocks=8, frames=3, audio=9, seed=seed, rows=3, cols=3)
     generator = torch.Generator().manual_seed(seed)
     gone = (torch.rand(len(tokens), generator=generator) < 0.15).tolist()
 
@@ -50,10 +50,10 @@ def uneven(seed: int = 0) -> MediaTokens:
 
 
 CLIPS = {
-    "even": clip(blocks=7, pictures=2, sounds=11, seed=1),
-    "one frame a window": clip(blocks=9, pictures=1, sounds=7, seed=2, rows=3, cols=5),
-    "odd": clip(blocks=3, pictures=5, sounds=20, seed=3, rows=2, cols=6),
-    "4:3": clip(blocks=3, pictures=2, sounds=25, seed=4, rows=10, cols=13),
+    "even": clip(blocks=7, frames=2, audio=11, seed=1),
+    "one frame a window": clip(blocks=9, frames=1, audio=7, seed=2, rows=3, cols=5),
+    "odd": clip(blocks=3, frames=5, audio=20, seed=3, rows=2, cols=6),
+    "4:3": clip(blocks=3, frames=2, audio=25, seed=4, rows=10, cols=13),
     "uneven": uneven(),
 }
 every_clip = pytest.mark.parametrize("kind", list(CLIPS))
@@ -270,13 +270,13 @@ def test_clean_budget_holds_below_what_the_released_clip_allows():
     [(50, 0.75, 35, 2), (1600, 0.65, 960, 80), (50, 0.65, 30, 2), (30, 0.45, 12, 2), (5, 0.65, 3, 0)],
 )
 def test_official_sound_counts(n, ratio, dominant, anchors):
-    tokens = clip(blocks=1, sounds=n, pictures=0)
+    tokens = clip(blocks=1, audio=n, frames=0)
     selection = choose(tokens, 0.5, ratio, "official")
     assert selection.report == {"budget": {"video": 0, "audio": dominant + anchors}, "anchors": anchors}
 
 
 def test_official_pictures_follow_sound_within_the_clip_bounds():
-    tokens = clip(blocks=2, pictures=1, sounds=20, rows=9, cols=16, seed=3)
+    tokens = clip(blocks=2, frames=1, audio=20, rows=9, cols=16, seed=3)
     loud = torch.where(tokens.window == 0, tokens.saliency + 10, tokens.saliency)
     tokens = dataclasses.replace(tokens, saliency=loud)
     kept = tokens.select(choose(tokens, 0.3, 0.5, "official", group=0))
@@ -285,7 +285,7 @@ def test_official_pictures_follow_sound_within_the_clip_bounds():
 
 
 def test_official_runs_without_sound_take_the_target_unclipped():
-    tokens = without(clip(blocks=3, pictures=1, sounds=10, rows=9, cols=16), lambda kind, w, i: kind == 1 and w == 2)
+    tokens = without(clip(blocks=3, frames=1, audio=10, rows=9, cols=16), lambda kind, w, i: kind == 1 and w == 2)
     kept = tokens.select(choose(tokens, 0.1, 0.5, "official"))
     assert int(((kept.window == 2) & (kept.modality == 0)).sum()) == int(144 * (1 - (1 - 0.1))) == 14
 
@@ -305,7 +305,7 @@ def test_renormalising_hits_the_target_where_the_bounds_let_it():
 
 
 def test_sound_guides_the_pictures_of_its_window():
-    tokens = clip(blocks=6, pictures=2, sounds=10)
+    tokens = clip(blocks=6, frames=2, audio=10)
     loud = torch.where(tokens.window == 3, tokens.saliency + 10, tokens.saliency)
     kept = dataclasses.replace(tokens, saliency=loud).select(
         choose(dataclasses.replace(tokens, saliency=loud), 0.4, 0.3)
@@ -315,7 +315,7 @@ def test_sound_guides_the_pictures_of_its_window():
 
 
 def test_windows_without_sound_get_the_even_share():
-    tokens = without(clip(blocks=6, pictures=2, sounds=10), lambda kind, w, i: kind == 1 and w in (1, 4))
+    tokens = without(clip(blocks=6, frames=2, audio=10), lambda kind, w, i: kind == 1 and w in (1, 4))
     kept = tokens.select(choose(tokens, 0.5, 0.3))
     sizes = [int(((kept.window == w) & (kept.modality == 0)).sum()) for w in range(6)]
     assert sum(sizes) == 72 and sizes[1] == sizes[4] == 12
@@ -340,7 +340,7 @@ def test_nearest_takes_the_first_of_equal_ones(monkeypatch):
 
 
 def test_sound_before_the_first_picture_is_compared_with_it():
-    tokens = without(clip(blocks=3, sounds=2), lambda kind, w, i: kind == 0 and w in (0, 2))
+    tokens = without(clip(blocks=3, audio=2), lambda kind, w, i: kind == 0 and w in (0, 2))
     rows, seen = tokens.indices(Modality.AUDIO), tokens.indices(Modality.VIDEO)
     assert torch.allclose(likeness_to_window(tokens, rows), nearest(tokens.features, rows, seen)[0], atol=1e-6)
 
@@ -364,15 +364,15 @@ def test_an_anchor_takes_up_at_most_so_many():
 # --- edges ----------------------------------------------------------------------------------------------------------
 
 EDGES = {
-    "silent": clip(blocks=5, pictures=2, sounds=0),
-    "sound only": clip(blocks=6, pictures=0, sounds=20),
-    "one frame": clip(blocks=1, sounds=0),
-    "one window": clip(blocks=1, pictures=3, sounds=30),
-    "one picture token": clip(blocks=1, sounds=0, rows=1, cols=1),
-    "one sound token": clip(blocks=1, pictures=0, sounds=1),
-    "single cells": clip(blocks=5, pictures=3, sounds=30, rows=1, cols=1),
-    "two cells": clip(blocks=3, pictures=2, sounds=30, rows=1, cols=2),
-    "bf16": clip(blocks=4, pictures=2, sounds=20, dtype=torch.bfloat16),
+    "silent": clip(blocks=5, frames=2, audio=0),
+    "sound only": clip(blocks=6, frames=0, audio=20),
+    "one frame": clip(blocks=1, audio=0),
+    "one window": clip(blocks=1, frames=3, audio=30),
+    "one picture token": clip(blocks=1, audio=0, rows=1, cols=1),
+    "one sound token": clip(blocks=1, frames=0, audio=1),
+    "single cells": clip(blocks=5, frames=3, audio=30, rows=1, cols=1),
+    "two cells": clip(blocks=3, frames=2, audio=30, rows=1, cols=2),
+    "bf16": clip(blocks=4, frames=2, audio=20, dtype=torch.bfloat16),
     "uneven": uneven(7),
 }
 

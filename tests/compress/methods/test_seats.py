@@ -16,7 +16,7 @@ from omnicli.types import LayerView, Modality, Selection
 
 def uneven(seed: int, width: int = 12):
     """A clip whose windows differ: some without pictures, some with little sound."""
-    tokens = clip(blocks=7, pictures=2, sounds=6, rows=3, cols=3, width=width, seed=seed)
+    tokens = clip(blocks=7, frames=2, audio=6, rows=3, cols=3, width=width, seed=seed)
     rng = torch.Generator().manual_seed(seed + 50)
     gone = (tokens.window == 2) & (tokens.modality == Modality.VIDEO)
     gone |= (tokens.window == 6) & (tokens.modality == Modality.AUDIO) & (torch.rand(len(tokens), generator=rng) < 0.7)
@@ -56,7 +56,7 @@ def naive_spread(total, sizes):
     return [b + w for b, w in zip(base, whole, strict=True)]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("retention", [0.1, 0.3, 0.6])
 def test_stage_one_is_the_greedy_in_every_window(seed, retention):
     tokens = uneven(seed)
@@ -78,7 +78,7 @@ def test_stage_one_is_the_greedy_in_every_window(seed, retention):
 
 
 def test_the_saliency_decides_between_equally_distant_tokens():
-    tokens = clip(blocks=1, sounds=0, rows=1, cols=4, width=4)
+    tokens = clip(blocks=1, audio=0, rows=1, cols=4, width=4)
     tokens = dataclasses.replace(tokens, features=torch.eye(4), saliency=torch.tensor([1.0, 3.0, 2.0, 0.5]))
     assert Seats(retention=0.36).compress(tokens, query(4)).indices.tolist() == [1]
     kept = Seats(retention=0.5, encoder=1.0).compress(tokens, query(4))
@@ -87,18 +87,26 @@ def test_the_saliency_decides_between_equally_distant_tokens():
 
 @pytest.mark.parametrize(
     ("size", "share", "count"),
-    [(288, 0.30, 121), (288, 0.20, 81), (288, 0.10, 40), (288, 0.06, 24), (144, 0.30, 60), (144, 0.20, 40),
-     (144, 0.10, 20), (144, 0.06, 12)],
-)  # fmt: skip
+    [
+        (288, 0.30, 121),
+        (288, 0.20, 81),
+        (288, 0.10, 40),
+        (288, 0.06, 24),
+        (144, 0.30, 60),
+        (144, 0.20, 40),
+        (144, 0.10, 20),
+        (144, 0.06, 12),
+    ],
+)
 def test_official_counts_of_a_picture_window(size, share, count):
-    tokens = clip(blocks=1, pictures=size // 144, sounds=0, rows=9, cols=16, width=6)
+    tokens = clip(blocks=1, frames=size // 144, audio=0, rows=9, cols=16, width=6)
     method = Seats(mode="official", retention_video=share, retention_audio=0.5)
     assert len(method.compress(tokens, query(6)).indices) == count
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.65, 45), (0.55, 38), (0.45, 32), (0.35, 24)])
 def test_official_counts_of_a_sound_window(share, count):
-    tokens = clip(blocks=1, pictures=0, sounds=50, width=6)
+    tokens = clip(blocks=1, frames=0, audio=50, width=6)
     method = Seats(mode="official", retention_video=0.2, retention_audio=share)
     assert len(method.compress(tokens, query(6)).indices) == count
 
@@ -111,8 +119,11 @@ def view_of(tokens, attention, depth=28, layer=15, encoded=None, entered=None):
 def naive_stage_two(tokens, attention, targets, temperature=1.0):
     """Equation 1 with z-scored relevances, one window and one token at a time."""
     blocks = sorted({int(w) for w in tokens.window})
-    members = {(m, w): [i for i in range(len(tokens)) if int(tokens.modality[i]) == m and int(tokens.window[i]) == w]
-               for m in (0, 1) for w in blocks}  # fmt: skip
+    members = {
+        (m, w): [i for i in range(len(tokens)) if int(tokens.modality[i]) == m and int(tokens.window[i]) == w]
+        for m in (0, 1)
+        for w in blocks
+    }
     relevance = {}
     for m in (0, 1):
         there = {w: members[m, w] for w in blocks if members[m, w]}
@@ -148,7 +159,7 @@ def naive_stage_two(tokens, attention, targets, temperature=1.0):
     return sorted(kept)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_stage_two_is_equation_one_token_by_token(seed, step):
     tokens = uneven(seed)
@@ -172,7 +183,7 @@ def exact(rounded):
 
 
 def test_the_question_steers_the_budget_in_clean_mode_only():
-    tokens = clip(blocks=8, pictures=2, sounds=10, rows=4, cols=5)
+    tokens = clip(blocks=8, frames=2, audio=10, rows=4, cols=5)
     attention = torch.full((len(tokens),), 1e-4)
     asked = tokens.window == 5
     attention[asked] *= 3
@@ -185,8 +196,10 @@ def test_the_question_steers_the_budget_in_clean_mode_only():
 
 
 @pytest.mark.parametrize("mode", ["clean", "official"])
-@pytest.mark.parametrize("tokens", [clip(sounds=0), clip(pictures=0), clip(blocks=1), clip(dtype=torch.bfloat16),
-                                    clip(rows=10, cols=13, blocks=3)])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens",
+    [clip(audio=0), clip(frames=0), clip(blocks=1), clip(dtype=torch.bfloat16), clip(rows=10, cols=13, blocks=3)],
+)
 def test_every_kind_of_clip_passes_all_stages(mode, tokens):
     method = Seats(mode=mode, retention=0.3)
     entered = tokens.select(method.compress(tokens, query(dtype=tokens.features.dtype)))
@@ -230,3 +243,7 @@ def test_layers_and_what_is_kept_of_the_cache():
     assert Seats().keeps_kv() and not Seats(mode="official").keeps_kv() and not Seats(keep_kv=False).keeps_kv()
     assert Seats().needs == {"saliency", "last_query_attention"}
     assert Seats(mode="official").needs == {"pair_saliency", "output_attention"}
+
+
+def test_what_enters_is_rounded_and_never_more_than_there_is():
+    assert [entering(average, 100, 1.4) for average in (0, 1, 4, 71, 72)] == [0, 1, 6, 99, 100]

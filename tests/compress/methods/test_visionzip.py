@@ -106,7 +106,7 @@ def test_published_counts():
 
 
 def test_merges_keep_places_and_add_doubles_lengths():
-    tokens = clip(blocks=3, sounds=0, rows=6, cols=8)
+    tokens = clip(blocks=3, audio=0, rows=6, cols=8)
     flat = dataclasses.replace(tokens, features=torch.ones_like(tokens.features))
     added = VisionZip(retention=0.2).compress(flat, query())
     mean = VisionZip(retention=0.2, merge="mean").compress(flat, query())
@@ -117,7 +117,7 @@ def test_merges_keep_places_and_add_doubles_lengths():
 
 
 def test_equal_scores_and_keys_go_to_the_earlier():
-    tokens = clip(blocks=1, sounds=0, rows=4, cols=10)
+    tokens = clip(blocks=1, audio=0, rows=4, cols=10)
     same = dataclasses.replace(
         tokens, saliency=torch.ones(40), keys=torch.full((40, 8), 0.37), features=torch.arange(40.0)[:, None]
     )
@@ -129,7 +129,7 @@ def test_equal_scores_and_keys_go_to_the_earlier():
 
 
 def test_sound_stays_whole_and_unchanged():
-    tokens = clip(blocks=4, pictures=2, sounds=5)
+    tokens = clip(blocks=4, frames=2, audio=5)
     for mode, video in (("clean", 38), ("official", 40)):
         selection = VisionZip(mode=mode, retention=0.5).compress(tokens, query())
         assert selection.report["budget"] == {"video": video, "audio": 20}
@@ -140,13 +140,13 @@ def test_sound_stays_whole_and_unchanged():
 
 
 EDGES = {
-    "silent": clip(sounds=0),
-    "audio only": clip(pictures=0),
-    "one picture token": clip(blocks=1, sounds=0, rows=1, cols=1),
-    "one sound token": clip(blocks=1, pictures=0, sounds=1),
-    "one of each": clip(blocks=1, sounds=1, rows=1, cols=1),
-    "one frame": clip(blocks=1, sounds=0),
-    "odd frames, 10 x 13": clip(blocks=3, pictures=3, rows=10, cols=13, sounds=4),
+    "silent": clip(audio=0),
+    "audio only": clip(frames=0),
+    "one picture token": clip(blocks=1, audio=0, rows=1, cols=1),
+    "one sound token": clip(blocks=1, frames=0, audio=1),
+    "one of each": clip(blocks=1, audio=1, rows=1, cols=1),
+    "one frame": clip(blocks=1, audio=0),
+    "odd frames, 10 x 13": clip(blocks=3, frames=3, rows=10, cols=13, audio=4),
     "bf16": clip(dtype=torch.bfloat16),
     "black": dataclasses.replace(
         clip(), features=torch.zeros(102, 16), keys=torch.zeros(102, 8), saliency=torch.ones(102)
