@@ -180,7 +180,7 @@ class PrunedPrefill:
         if self._pruner.keeps_kv():
             recorder.held = [rows.kept for rows in self._in_cache]
         elif self._late is not None:
-            recorder.held = [self.kept[:0] if i <= self._late else self.kept for i in range(len(self._in_cache))]
+            recorder.held = [self.kept[:0]] * len(self._in_cache)
         else:
             recorder.held = [self.kept] * len(self._in_cache)
             for layer in range(len(self._in_cache)):

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 def of_model(model: OmniModel) -> dict[str, str]:
     """Return which model answered, in which number format, where, and in what its LLM's weights are."""
     dtype = str(model.dtype).removeprefix("torch.")
-    return {"name": model.name, "revision": model.revision, "dtype": dtype, "device": ",".join(map(str, model.devices)),
-            "quantize": model.quantized}  # fmt: skip
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "dtype": dtype,
+        "device": ",".join(map(str, model.devices)),
+        "quantize": model.quantized,
+    }
 
 
 def versions() -> dict[str, str]:

@@ -249,9 +249,11 @@ def positions(t: Trial) -> Iterator[str]:
     if not close(late.start_s - 600, clip.tokens.start_s):
         yield "a clip from second 600 on has other times, but for the 600 s, than one from 0 on"
     last = m.facts.last_position(
-        int(m.prompt("", video=True, audio=True).before.numel()), float((FRAMES - 1) // m.frame_group * m.frame_group),
-        clip.tokens.count(Modality.AUDIO), len(clip.tokens),
-    )  # fmt: skip
+        int(m.prompt("", video=True, audio=True).before.numel()),
+        float((FRAMES - 1) // m.frame_group * m.frame_group),
+        clip.tokens.count(Modality.AUDIO),
+        len(clip.tokens),
+    )
     if abs(last - clip.max_position) > 2:
         yield f"max_position is {clip.max_position}, facts.last_position says {last}"
 

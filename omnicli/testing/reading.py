@@ -28,6 +28,8 @@ def prompts(t: Trial) -> Iterator[str]:
     behind = first.after.numel() - first.question.start
     if not torch.equal(preface.after[-behind:], first.after[-behind:]):
         yield "a preface changes what follows it"
+    if preface.after.numel() - preface.question.start != behind:
+        yield "a preface that holds the question's words is taken for the question"
     later = m.prompt("two", video=True, audio=True, history=[("one", "uno")], preface="said\n")
     text = m.tokenizer.decode(later.after.tolist())
     if not 0 <= text.find("said\none") < text.find("uno") < text.rfind("two"):

@@ -26,9 +26,16 @@ def run(omni, clip, pruner=None, layers=range(1, 3), steps=4, **kwargs):
     recorder = AttentionRecorder(layers, len(clip.tokens))
     cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=600)
     read = prefill(
-        omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=clip.tokens, pruner=pruner,
-        context=RunContext(recorder=recorder), **kwargs,
-    )  # fmt: skip
+        omni,
+        given.embeds,
+        given.position_ids,
+        cache,
+        media_span=given.media_span,
+        media=clip.tokens,
+        pruner=pruner,
+        context=RunContext(recorder=recorder),
+        **kwargs,
+    )
     text = generate(
         omni, cache, read.logits, given.next_position, DecodeOptions(max_new_tokens=steps), recorder=recorder
     )
@@ -70,6 +77,15 @@ def test_what_was_dropped_gets_what_it_got_before(omni, keep_kv):
     assert torch.equal(got, read.kept) and 0 < len(got) < len(clip.tokens)
     early, *_ = run(omni, clip, pruner, layers=range(0, 2), steps=1)
     assert (early.scores() > 0).all(), "they were read there, by the prompt's last row"
+
+
+@pytest.mark.parametrize("late", [2, 3])
+def test_where_all_media_go_nothing_is_added_by_what_is_written(omni, late):
+    clip, pruner = clip_of(omni), Keep({1: 0.3}, late=late, keep_kv=False)
+    short, *_ = run(omni, clip, pruner, layers=range(4), steps=1)
+    answer, ids, *_ = run(omni, clip, pruner, layers=range(4), steps=4)
+    sums = [short.scores() * short._rows, answer.scores() * answer._rows]
+    assert len(ids) == 4 and torch.equal(*sums) and sums[0].sum() > 0
 
 
 def test_watching_changes_nothing(omni):

@@ -115,9 +115,15 @@ def test_chunks_drops_and_late_removal(family, chunk, keep_kv, late):
             omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.layer_devices, capacity=300
         )
         found = prefill.prefill(
-            omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=clip.tokens,
-            pruner=pruner, chunk=chunk,
-        )  # fmt: skip
+            omni,
+            given.embeds,
+            given.position_ids,
+            cache,
+            media_span=given.media_span,
+            media=clip.tokens,
+            pruner=pruner,
+            chunk=chunk,
+        )
         text = generate(omni, cache, found.logits, given.next_position, DecodeOptions(max_new_tokens=3))
         text.finish()
         return [plain(found.logits), plain(found.kept), text.token_ids, cache.lengths]

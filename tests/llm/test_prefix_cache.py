@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -93,6 +95,29 @@ def test_another_selection_and_another_method_begin_anew(omni):
     other = clip_of(omni, seconds=4.0)
     ask(omni, reader, other, QUESTIONS[0], "full")
     assert reader.reused == 0
+
+
+def test_media_at_the_same_positions_are_not_taken_for_the_same(omni):
+    clip, reader = clip_of(omni), PrefixCache(omni)
+    tokens = clip.tokens
+
+    def changed(**fields):
+        return dataclasses.replace(clip, tokens=dataclasses.replace(tokens, **fields))
+
+    other, levels = tokens.features.clone(), torch.randn(2, *tokens.features.shape)
+    other[5] += 1
+    for made, reused in (
+        (clip, False),
+        (changed(features=other), False),
+        (clip, False),
+        (changed(layer_features=levels), False),
+        (changed(layer_features=levels.clone()), True),
+        (changed(layer_features=levels + 1), False),
+        (clip, False),
+    ):
+        found = ask(omni, reader, made, QUESTIONS[0], "full")
+        assert (reader.reused > 0) == reused
+        assert torch.equal(found[0], ask(omni, PrefixCache(omni), made, QUESTIONS[0], "full")[0])
 
 
 def test_the_last_question_leaves_nothing(omni):

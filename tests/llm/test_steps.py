@@ -36,12 +36,10 @@ def written(omni, clip, pruner=None, record=None, most=MOST, spare=MOST, recorde
     """Read a prompt and write ``most`` fixed tokens; return the logits of each (most, V), the cache, the steps."""
     given = omni.sequence(omni.prompt("What is the secret number?", video=True, audio=True), clip)
     capacity = len(given.embeds) + spare
-    cache = KVCache(
-        omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=capacity
-    )  # fmt: skip
+    cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=capacity)
     prefill(
         omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=clip.tokens, pruner=pruner
-    )  # fmt: skip
+    )
     write = Steps(omni, cache, recorder or AttentionRecorder.nothing(), most, record)
     with torch.inference_mode():
         rows = [write(3 + i % 20, given.next_position + i).clone() for i in range(most)]
@@ -88,9 +86,7 @@ def test_answers_are_the_same(omni, monkeypatch):
         given = omni.sequence(omni.prompt("Who speaks last?", video=True, audio=True), clip)
         size = len(given.embeds) + options.max_new_tokens
         cache = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=size)
-        read = prefill(
-            omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=clip.tokens
-        )  # fmt: skip
+        read = prefill(omni, given.embeds, given.position_ids, cache, media_span=given.media_span, media=clip.tokens)
         text = generate(omni, cache, read.logits, given.next_position, options)
         text.finish()
         used.append(text._steps.recorded)

@@ -68,9 +68,17 @@ CHUNK_S = 1.0
 MEAN = STD = (0.5, 0.5, 0.5)
 
 SPECIAL_TOKENS = (
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<unk>", "<image>", "</image>",
-    "<|audio_start|>", "<|audio_end|>",
-)  # fmt: skip
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<think>",
+    "</think>",
+    "<unk>",
+    "<image>",
+    "</image>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+)
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,12 @@ class Settings:
     def facts(self) -> MiniCPMOFacts:
         """The same as planning reads it."""
         config = {
-            **self.text.to_dict(), "vision_config": self.vision.to_dict(), "audio_config": self.audio.to_dict(),
-            "query_num": self.queries, "audio_pool_step": self.pool,
-        }  # fmt: skip
+            **self.text.to_dict(),
+            "vision_config": self.vision.to_dict(),
+            "audio_config": self.audio.to_dict(),
+            "query_num": self.queries,
+            "audio_pool_step": self.pool,
+        }
         return dataclasses.replace(MiniCPMOFacts.read("minicpm-o", config), resolution=self.resolution)
 
     @classmethod
@@ -220,9 +231,14 @@ class Parts(nn.Module):
 
 
 def load_parts(
-    name: str, folder: Path, settings: Settings, device: torch.device, dtype: torch.dtype,
-    *, quantizer: Quantizer | None = None,
-) -> Parts:  # fmt: skip
+    name: str,
+    folder: Path,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quantizer: Quantizer | None = None,
+) -> Parts:
     """Load the weights of a folder in hub layout, straight to the device.
 
     Raises

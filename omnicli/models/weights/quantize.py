@@ -172,7 +172,7 @@ def _state(scales: Tensor, shape: torch.Size, dtype: torch.dtype) -> Any:
     """Return bitsandbytes' description of a weight in ``int4``."""
     return _bitsandbytes().functional.QuantState(
         scales, shape, code=None, blocksize=BLOCK, quant_type="nf4", dtype=dtype
-    )  # fmt: skip
+    )
 
 
 class Linear(nn.Module):

@@ -51,7 +51,7 @@ class _Take(ConversionOps):
 
     def convert(  # type: ignore[override]
         self, input_dict: dict[str, Any], *, model: Any, missing_keys: Any, **kwargs: Any
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         for name, value in input_dict.items():
             try:
                 self.quantizer.take(model, name, value[0] if isinstance(value, list) else value)

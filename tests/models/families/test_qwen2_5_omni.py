@@ -164,8 +164,8 @@ def test_sound_saliency_is_one_on_average_per_window(omni):
 # ---- one clock ----
 
 
-@pytest.mark.parametrize("fps", [0.7, 1.0, 1.5, 2.0, 3.0, 4.0])
-@pytest.mark.parametrize(("frames", "seconds"), [(7, 5.3), (8, 3.0), (4, 11.5), (1, 2.5), (12, None), (0, 4.1)])
+@pytest.mark.parametrize("fps", [0.7, 2.0, 3.0])
+@pytest.mark.parametrize(("frames", "seconds"), [(7, 5.3), (4, 11.5), (1, 2.5), (12, None), (2, None), (0, 4.1)])
 def test_order_and_positions_equal_the_stock_code(omni, fps, frames, seconds):
     if 2 / fps > 2 and frames:
         pytest.skip("the stock code tears frames apart when pairs are more than one block apart")
@@ -265,7 +265,6 @@ def released(tmp_path_factory):
         ("3b", False, None),
         ("3b", True, "text_config"),
         ("7b", True, None),
-        ("3b", False, "text_config"),
         ("7b", True, "thinker_config"),
     ],
 )

@@ -340,8 +340,11 @@ def test_the_30b_has_its_published_size():
     assert round(sum(p.numel() for p in model.parameters()) / 1e9, 2) == 31.72
     text, vision, audio = config.text_config, config.vision_config, config.audio_config
     assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads) == (
-        2048, 48, 32, 4,
-    )  # fmt: skip
+        2048,
+        48,
+        32,
+        4,
+    )
     assert (text.num_experts, text.num_experts_per_tok, text.moe_intermediate_size, text.head_dim) == (128, 8, 768, 128)
     assert (vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size) == (27, 1152, 16, 4304)
     assert list(vision.deepstack_visual_indexes) == [8, 16, 24] and vision.num_position_embeddings == 2304

@@ -25,8 +25,24 @@ from tests.support import films, tiny, tiny_minicpm, tiny_qwen3
 
 FAMILIES = {"qwen2.5": tiny, "qwen3": tiny_qwen3, "minicpm": tiny_minicpm}
 KINDS = ("int8", "int4")
-NF4 = [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0, 0.0795803, 0.1609302,
-       0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]  # fmt: skip
+NF4 = [
+    -1.0,
+    -0.6961928,
+    -0.5250731,
+    -0.3949175,
+    -0.2844414,
+    -0.1847734,
+    -0.0910500,
+    0.0,
+    0.0795803,
+    0.1609302,
+    0.2461123,
+    0.3379152,
+    0.4407098,
+    0.5626170,
+    0.7229568,
+    1.0,
+]
 """QLoRA (arXiv:2305.14314), appendix E."""
 DUMMIES = [
     "dummy:qwen2.5-omni-7b,layers=2,scale=0.02",
@@ -350,9 +366,7 @@ def place(model, part, device):
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "none") for name in FAMILIES), ("qwen2.5", "int8"), ("minicpm", "int4")]
-)
+@pytest.mark.parametrize(("name", "kind"), [*((name, "none") for name in FAMILIES), ("qwen2.5", "int4")])
 def test_a_part_needs_nothing_of_the_part_that_waits(folders, name, kind):
     """Shapes and devices are worked out, on a card that is not there; two devices in one operation are an error."""
     from torch._subclasses.fake_tensor import FakeTensorMode
