@@ -1,6 +1,6 @@
 PYTHON ?= .venv/bin/python
 
-.PHONY: install check test docs site scores clean
+.PHONY: unit install check test docs site scores clean
 
 install:  ## make .venv and install omni with everything needed to work on it
 	python3 -m venv .venv
@@ -11,9 +11,13 @@ check:  ## everything that must hold before a change is taken
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy omnicli
 	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -m slow
 
 test:
 	$(PYTHON) -m pytest -q
+
+unit:  ## the rooms of pure arithmetic, in a minute
+	$(PYTHON) -m pytest -q tests/utils tests/config tests/planning tests/answer tests/compress
 
 docs:  ## regenerate the pages that are made from the code
 	$(PYTHON) docs/generate.py
