@@ -15,13 +15,12 @@ import numpy as np
 SAMPLE_RATE = 16_000
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LEAD = ("the", "secret", "number", "word", "is")
-CHATTER = tuple(
-    (
-        "hello morning garden window yellow people music water letter travel evening doctor market river "
-        "summer forest kitchen answer orange paper mountain always really because never maybe listen coffee "
-        "table story around little under house"
-    ).split()
+_WORDS = (
+    "hello morning garden window yellow people music water letter travel evening doctor market river "
+    "summer forest kitchen answer orange paper mountain always really because never maybe listen coffee "
+    "table story around little under house"
 )
+CHATTER = tuple(_WORDS.split())
 TRAIN_VOICES = tuple(
     f"{accent}{variant}"
     for accent in ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -38,6 +39,11 @@ print(json.dumps({"peak": memory.peaks(device).host_bytes - base, "tokens": answ
 """
 
 
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 20)}
+"""What is freed goes back to the system. Otherwise glibc keeps blocks of up to 32 MB, and how many of them depends on
+which thread was ahead of which: on how busy the machine is."""
+
+
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
     from omnicli.train.films import write_film
@@ -48,6 +54,7 @@ def film(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "preset", "quantize"),
     [
@@ -64,6 +71,8 @@ def test_peak_memory_of_three_minutes(film, tmp_path, model, preset, quantize):
     settings = dataclasses.replace(load_config(preset, [f"quantize={quantize}"]), model=model, device="cpu")
     plan = planning.make_plan(probe(film), settings)
     command = [sys.executable, "-c", RUN, str(film), preset, model, quantize]
-    done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | MALLOC).stdout
+    )
     assert [done["tokens"][m]["kept"] for m in ("video", "audio")] == list(plan.kept)
-    assert plan.above_libraries == pytest.approx(done["peak"], rel=0.15)
+    assert 0.75 * plan.above_libraries < done["peak"] < 1.15 * plan.above_libraries
