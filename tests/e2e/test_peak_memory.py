@@ -67,6 +67,7 @@ def film(tmp_path_factory):
     ],
 )
 def test_peak_memory_of_three_minutes(film, tmp_path, model, preset, quantize):
+    least = 0.85 if model == "pocket" else 0.75
     model = str(tiny.build(tmp_path / "tiny")) if model == "tiny" else model
     settings = dataclasses.replace(load_config(preset, [f"quantize={quantize}"]), model=model, device="cpu")
     plan = planning.make_plan(probe(film), settings)
@@ -75,4 +76,4 @@ def test_peak_memory_of_three_minutes(film, tmp_path, model, preset, quantize):
         subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | MALLOC).stdout
     )
     assert [done["tokens"][m]["kept"] for m in ("video", "audio")] == list(plan.kept)
-    assert 0.75 * plan.above_libraries < done["peak"] < 1.15 * plan.above_libraries
+    assert least * plan.above_libraries < done["peak"] < 1.15 * plan.above_libraries
