@@ -32,12 +32,14 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     ----------
     what : str
         What the classes are, for messages.
+    base : str
+        ``module:Class`` that every class must derive from; imported when a class is.
     sources : mapping of str to callable
         What gives the class of a name; raises `OmniError` where there is none.
     """
 
-    def __init__(self, what: str, sources: Mapping[str, Callable[[], Any]]) -> None:
-        self.what = what
+    def __init__(self, what: str, base: str, sources: Mapping[str, Callable[[], Any]]) -> None:
+        self.what, self._base = what, base
         self._sources = dict(sorted(sources.items()))
 
     def __getitem__(self, name: str) -> type[T]:
@@ -45,7 +47,11 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             source = self._sources[name]
         except KeyError:
             raise KeyError(name) from None
-        return source()
+        found = source()
+        module, _, base = self._base.partition(":")
+        if not (isinstance(found, type) and issubclass(found, getattr(importlib.import_module(module), base))):
+            raise ConfigError(f"{self.what} {name!r}: {found!r} is no class that derives from {base}")
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -81,7 +87,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
 def methods() -> Registry[Compressor]:
     """Return the compression methods by name."""
-    return Registry("method", sources("omnicli.compress.methods", _method_class, METHOD_GROUP))
+    return Registry(
+        "method", "omnicli.compress.base:Compressor", sources("omnicli.compress.methods", _method_class, METHOD_GROUP)
+    )
 
 
 def sources(
@@ -114,7 +122,7 @@ def _built_in(module: str, find: Callable[[ModuleType], Any]) -> Any:
         return find(importlib.import_module(module))
     except OmniError:
         raise
-    except Exception as error:  # whatever a stray file raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a stray file raises while it is imported
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{module.replace('.', '/')}.py cannot be imported ({why})") from error
 
@@ -127,7 +135,7 @@ def _entry_points(group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
 def _load(point: importlib.metadata.EntryPoint) -> Any:
     try:
         return point.load()
-    except Exception as error:  # whatever a foreign package raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a foreign package raises while it is imported
         package = point.dist.name if point.dist else point.value
         raise ConfigError(f"{point.group} {point.name!r} of package {package} cannot be loaded: {error}") from error
 

@@ -23,13 +23,15 @@ FACTS_GROUP = "omnicli.facts"
 
 def families() -> Registry[OmniModel]:
     """Return the model families by name."""
-    return Registry("model family", sources("omnicli.models.families", _named("MODEL"), MODEL_GROUP))
+    found = sources("omnicli.models.families", _named("MODEL"), MODEL_GROUP)
+    return Registry("model family", "omnicli.models.base:OmniModel", found)
 
 
 def facts() -> Registry[Facts]:
     """Return what is known of families without their code, by the families' names; a family need not have any."""
     known = set(modules("omnicli.models.facts")).intersection(modules("omnicli.models.families"))
-    return Registry("model family", sources("omnicli.models.facts", _named("FACTS"), FACTS_GROUP, known))
+    found = sources("omnicli.models.facts", _named("FACTS"), FACTS_GROUP, known)
+    return Registry("facts of model family", "omnicli.models.facts.base:Facts", found)
 
 
 def known_facts() -> list[type[Facts]]:

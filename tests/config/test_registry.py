@@ -61,6 +61,8 @@ STRAY = [
     (METHOD + METHOD.replace("Something", "More"), "one Compressor is expected, found Something, More"),
     ("1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
     ("def f(:", "cannot be imported (SyntaxError: "),
+    ("raise SystemExit(3)", "cannot be imported (SystemExit: 3)"),
+    ("METHOD = 3", ": 3 is no class that derives from Compressor"),
     ("import no_such_library", "cannot be imported (ModuleNotFoundError: No module named 'no_such_library')"),
 ]
 
@@ -70,7 +72,7 @@ def test_a_stray_file_is_one_line_and_hurts_no_other(text, why, folder, omni):
     (folder / "odd.py").write_text(text)
     with pytest.raises(ConfigError) as caught:
         registry.methods()["odd"]
-    assert str(caught.value).startswith("omnicli/compress/methods/odd.py ") and why in str(caught.value)
+    assert "odd" in str(caught.value) and why in str(caught.value)
     usable, problems = registry.methods().usable()
     assert "avoc" in usable and "odd" not in usable and problems == [str(caught.value)]
     listed = omni("methods")
@@ -103,6 +105,15 @@ def test_a_broken_entry_point_breaks_only_itself(monkeypatch):
     assert "broken" in found and found["full"] is Full
     with pytest.raises(ConfigError, match="'broken'"):
         found["broken"]
+
+
+@pytest.mark.parametrize("value", ["omnicli.errors:ConfigError", "omnicli.errors:near_names"])
+def test_an_entry_point_to_something_else_is_one_line_and_hurts_no_other(value, monkeypatch, omni):
+    monkeypatch.setattr(registry, "_entry_points", points(("other", value)))
+    with pytest.raises(ConfigError, match=r"method 'other': .* is no class that derives from Compressor"):
+        registry.methods()["other"]
+    listed = omni("methods")
+    assert listed.code == 0 and "avoc" in listed.out and "'other'" in listed.err and listed.err.count("\n") == 1
 
 
 def test_unknown_names():

@@ -46,7 +46,9 @@ def test_one_unusable_family_does_not_hide_the_others(monkeypatch):
         raise ModelError("zzz needs another version")
 
     real = registry.families()
-    both = registry.Registry("model family", {"a": refuse, "qwen2-5-omni": lambda: real["qwen2-5-omni"]})
+    both = registry.Registry(
+        "model family", "omnicli.models.base:OmniModel", {"a": refuse, "qwen2-5-omni": lambda: real["qwen2-5-omni"]}
+    )
     monkeypatch.setattr(registry, "families", lambda: both)
     assert loading._family("x", {"model_type": "qwen2_5_omni"}).family == "qwen2_5_omni"
     with pytest.raises(ModelError, match="another version"):
