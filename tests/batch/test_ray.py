@@ -31,6 +31,8 @@ from tests.support import films, schema, tiny
 from tests.support import workers as fakes
 from tests.support.waiting import ended, wait_until
 
+pytestmark = pytest.mark.slow
+
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'omnicli[ray]'")
 

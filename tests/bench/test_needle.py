@@ -441,6 +441,7 @@ def test_a_preset_that_cannot_run_is_told_of_and_the_others_go_on(film, model, m
         alone.run()
 
 
+@pytest.mark.slow
 def test_heat_maps(tmp_path, film, model):
     pytest.importorskip("matplotlib")
     run = a_run(film, model, [contender("random"), contender("full", "full", up_to_s=8.0)])

@@ -51,6 +51,7 @@ def test_evidence_holds_the_planted_event(pocket, tmp_path):
     assert right >= 15 and hits / right >= 0.8
 
 
+@pytest.mark.slow
 def test_two_films_are_answered_with_their_evidence(pocket, tmp_path):
     right, hits, total = evidence(pocket, tmp_path, range(2))
     assert right / total >= 0.75 and hits / right >= 0.75

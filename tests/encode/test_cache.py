@@ -671,6 +671,7 @@ def test_a_kill_at_any_byte_leaves_the_right_entry_or_none(tmp_path, monkeypatch
     assert seen == ({0, 1} if before else {None, 1})
 
 
+@pytest.mark.slow
 def test_a_kill_from_outside_at_any_moment(tmp_path, unsynced):
     cache = Cache(tmp_path / "cache", 40 * tokenfile.pack(clip(SHORT), {}).size)
     made = {digit: clip(SHORT, seed=i) for i, digit in enumerate("abcdef")}

@@ -221,6 +221,7 @@ def test_qwen3_needs_it_behind_84_minutes_only():
         assert bool([w for w in found.warnings if "scaled by" in w]) != fits
 
 
+@pytest.mark.slow
 def test_a_film_of_half_an_hour_in_the_pocket_models_range_is_left_alone():
     model = load_model("pocket", device="cpu")
     assert answer(synthetic(model, 1800, cells=(1, 2)), model).positions["time_scale"] == 1

@@ -547,6 +547,7 @@ def test_no_torch_is_imported(film):
     assert "data:image/jpeg" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_ask_and_batch_write_is_read_and_can_be_repeated(omni, film, film_folder, tiny_model, tmp_path):
     asked = omni(
         "ask",

@@ -92,6 +92,7 @@ def pool(model):
     return make_pool(half, 600, 60, 9, workers=0, voices=speech.TRAIN_VOICES[:1])
 
 
+@pytest.mark.slow
 def test_clips_hold_the_answer_and_stay_near_their_budget(pool):
     rng = np.random.default_rng(5)
     tasks = set()
@@ -114,6 +115,7 @@ def test_clips_hold_the_answer_and_stay_near_their_budget(pool):
     assert tasks == {"number", "colour"}
 
 
+@pytest.mark.slow
 def test_batches_have_the_positions_of_the_adapter(pool, adapter):
     rng = np.random.default_rng(6)
     tokenizer = arch.build_tokenizer()
@@ -150,6 +152,7 @@ def test_straight_through_gradient_is_that_of_the_relaxation():
         assert abs(slope - float(score.grad[i])) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_reach_all_four_projections(model, pool):
     tokenizer = arch.build_tokenizer()
     rng = np.random.default_rng(8)

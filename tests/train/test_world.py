@@ -31,6 +31,7 @@ def test_events_stay_inside_the_film_and_numbers_are_said_while_nobody_is_on_scr
         assert not any(p.start_s < numbers[0].end_s and numbers[0].start_s < p.end_s for p in people)
 
 
+@pytest.mark.slow
 def test_who_speaks_last_is_the_last_character_heard_not_the_last_one_seen():
     silent_last = 0
     for seed in range(40):

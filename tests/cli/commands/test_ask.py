@@ -215,6 +215,7 @@ def test_the_configured_model_is_used(omni, film, tiny_model, monkeypatch):
     assert value["preset"] == "full"
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_writes_the_same_streams(omni_process, film, tiny_model):
     result = omni_process(
         "ask", film, QUESTION, "--model", tiny_model, "--fps", "1", "--max-new-tokens", "2", FORCE_COLOR="1"

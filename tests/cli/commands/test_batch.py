@@ -102,6 +102,7 @@ def test_a_folder_of_good_and_damaged_files(omni, omni_process, tiny_model, film
     assert result.err.splitlines()[-1].startswith(f"omni: {sum(r['status'] == 'ok' for r in rows)} ok, ")
 
 
+@pytest.mark.slow
 def test_resuming(batch, archive, tmp_path, monkeypatch):
     out = tmp_path / "out.jsonl"
     asked = []
@@ -138,6 +139,7 @@ def test_resuming(batch, archive, tmp_path, monkeypatch):
     assert again() == ["bad.mp4"]
 
 
+@pytest.mark.slow
 def test_subtitles(batch, archive, tmp_path):
     def again(*argv):
         before = len(read(tmp_path / "out.jsonl")) if (tmp_path / "out.jsonl").exists() else 0

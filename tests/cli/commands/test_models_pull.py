@@ -131,6 +131,7 @@ def test_a_connection_that_breaks_is_taken_up_again(pull, server, cache, files):
     assert (snapshot(cache, files) / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_pull_goes_on_where_it_stopped(pull, there, server, env, cache, files):
     server.stall = CHUNK + 1000
     script = (
@@ -278,6 +279,7 @@ def test_a_revision_is_pinned(pull, there, server, cache, files):
         assert told["revision"] == hub.commit(expected)
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal_only(server, env):
     shown = {}
     for flags in ((), ("--quiet",)):

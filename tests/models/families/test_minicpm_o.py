@@ -327,6 +327,7 @@ def _seen(length):
     return block.view(-1, 1) >= block
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_blocks_of_thirty_seconds_are_independent_of_the_rest(omni):
     samples = tiny.sound(95.0)
