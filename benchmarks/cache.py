@@ -23,17 +23,18 @@ RUN = """
 import json, sys
 from pathlib import Path
 from omnicli import pipeline
-from omnicli.cache import Cache
-from omnicli.config import load_config
+from omnicli.config.config import load_config
+from omnicli.encode.cache import Cache
+from omnicli.encode.film import load_film
 from omnicli.models.loading import load_model
 film, question, preset, sets, name, folder = sys.argv[1:]
 config, model = load_config(preset, json.loads(sets)), load_model(name)
 cache = Cache(Path(folder)) if folder else None
-seen = load_film(film, config.media, config.compressor.needs, model, cache=cache)
-answer = pipeline.answer(seen, question, config, model)
+encoded = load_film(film, config.media, config.compressor.needs, model, cache=cache)
+answer = pipeline.answer(encoded, question, config, model)
 anonymous = [int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("RssAnon")]
 print(json.dumps({
-    "cached": seen.cached, "look_s": seen.times.wall_s, "first_token_s": answer.time_to_first_token_s,
+    "cached": encoded.cached, "look_s": encoded.times.wall_s, "first_token_s": answer.time_to_first_token_s,
     "answer": answer.answer, "tokens": answer.tokens, "cache_s": answer.stages["cache"],
     "rss_anonymous": anonymous[0], "stages": answer.stages,
 }))
@@ -45,8 +46,10 @@ def run(film: Path, question: str, preset: str, model: str, folder: str) -> dict
     name, *sets = preset.split(":")
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(film), question, name, json.dumps(sets), model, folder],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return json.loads(done.stdout)
 
 

@@ -19,7 +19,7 @@ from result import add_out, tell
 RUN = """
 import json, sys, time
 from omnicli import pipeline
-from omnicli.config import load_config
+from omnicli.config.config import load_config
 from omnicli.models.loading import load_model
 begin = time.perf_counter()
 answer = pipeline.ask(sys.argv[1], [sys.argv[2]], load_config(sys.argv[3]), load_model(sys.argv[4]))[0].to_dict()

@@ -14,7 +14,7 @@ from omnicli.answer import evidence as basis
 from omnicli.answer import result
 from omnicli.config.config import DEFAULT_PRESET, Config, load_config
 from omnicli.encode.film import EncodedFilm, load_film
-from omnicli.errors import MemoryLimitError
+from omnicli.errors import MediaError, MemoryLimitError, UsageError
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.prefix_cache import PrefixCache
 from omnicli.media.probe import MediaInfo
@@ -110,8 +110,12 @@ def ask(
         What a user can mend; see `omnicli.errors`.
     """
     context = context or RunContext()
-    if not isinstance(config, Config):
-        config = load_config(config)
+    several = [questions] if isinstance(questions, str) else list(questions)
+    if wrong := [question for question in several if not isinstance(question, str)]:
+        raise UsageError(f"a question is text, not {wrong[0]!r}")
+    if not isinstance(source, MediaInfo) and not Path(source).exists():  # before a model is loaded
+        raise MediaError(f"{source}: no such file")
+    config = load_config(config)
     if not isinstance(model, OmniModel):
         with context.clock.stage("load"):
             model = load_configured(config if model is None else replace(config, model=str(model)))
@@ -119,7 +123,6 @@ def ask(
     film = load_film(source, config.media, config.compressor.needs, model, context, cache=cache)
     reader, progress = PrefixCache(model), context.progress
     asked = partial(answer, film, config=config, model=model, prefix_cache=reader, progress=progress, evidence=evidence)
-    several = [questions] if isinstance(questions, str) else questions
     tell, ends = on_text or (lambda index, text: None), len(several) - 1
     answers = [asked(question, last=i == ends, on_text=partial(tell, i)) for i, question in enumerate(several)]
     return answers[0] if isinstance(questions, str) else answers

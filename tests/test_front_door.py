@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import textwrap
 import pytest
 
 import omnicli
+from omnicli.errors import OmniError
 from tests.conftest import ROOT
 from tests.support import films
 
@@ -99,3 +101,29 @@ def test_names_stand_for_what_they_name(tmp_path):
     made = omnicli.ask(film, ["why?"], omnicli.load_config(short), omnicli.load_model("pocket"))
     assert (by_name.answer, by_name.id, by_name.preset) == (made[0].answer, made[0].id, "mine")
     assert by_name.stages["load"] > made[0].stages["load"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("nofilm.mp4", "Who?"), "nofilm.mp4: no such file"),
+        ((__file__, [1]), "a question is text, not 1"),
+        ((__file__, (q for q in ["Who?", None])), "a question is text, not None"),
+        ((__file__, "Who?", None), "a preset is a name, a YAML file or a mapping, not None"),
+        ((__file__, "Who?", "no-such-preset"), "no preset called 'no-such-preset'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(arguments, error, monkeypatch):
+    monkeypatch.setattr("omnicli.pipeline.load_configured", lambda config: pytest.fail("a model is loaded"))
+    with pytest.raises(OmniError, match=re.escape(error)):
+        omnicli.ask(*arguments)
+
+
+def test_a_configuration_is_loaded_as_it_is_and_changed_by_settings():
+    config = omnicli.load_config("avoc", ["media.fps=2"])
+    assert omnicli.load_config(config) is config
+    changed = omnicli.load_config(config, ["avoc.tokens=2048"])
+    assert (changed.media.fps, changed.compressor.tokens, changed.preset) == (2, 2048, "avoc")
+    with pytest.raises(OmniError, match="settings are a list of texts"):
+        omnicli.load_config("avoc", "media.fps=2")
+    assert "avoc" in repr(omnicli.methods())

@@ -10,8 +10,7 @@ from omnicli import pipeline
 from omnicli.config.config import load_config
 from omnicli.errors import MemoryLimitError
 from omnicli.session import Session
-from tests.support import films
-from tests.support import tiny
+from tests.support import films, tiny
 
 SHORT = ["media.fps=1", "generate.max_new_tokens=4"]
 

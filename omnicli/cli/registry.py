@@ -21,12 +21,12 @@ def add_all(app: typer.Typer) -> list[str]:
     for _, name, _ in pkgutil.iter_modules(commands.__path__):
         try:
             found.append(_load(f"{commands.__name__}.{name}"))
-        except Exception as error:  # whatever a stray file raises while it is imported
+        except (Exception, SystemExit) as error:  # whatever a stray file raises while it is imported
             problems.append(_line(name, error))
     for module in sorted(found, key=lambda module: module.PLACE):
         try:
             module.register(app)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problems.append(_line(module.__name__.rpartition(".")[2], error))
     return problems
 
@@ -38,6 +38,6 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-def _line(name: str, error: Exception) -> str:
+def _line(name: str, error: BaseException) -> str:
     path = f"{commands.__name__.replace('.', '/')}/{name}.py"
     return " ".join(f"{path} is no command ({type(error).__name__}: {error})".split())

@@ -157,13 +157,13 @@ def find_preset(preset: str | Path) -> Path:
     raise ConfigError(f"no preset called {text!r}{near_names(text, known)}")
 
 
-def load_config(preset: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def load_config(preset: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Resolve a preset and the settings that change it.
 
     Parameters
     ----------
-    preset : str, Path or mapping
-        Name, YAML file, or what either of them holds (so also `Config.to_dict`).
+    preset : Config, str, Path or mapping
+        A configuration, a preset's name, a YAML file, or what such a file holds (so also `Config.to_dict`).
     overrides : sequence of str
         ``media.fps=2``, ``generate.max_new_tokens=8``, ``avoc.tokens=2048`` or ``params.tokens=2048``,
         ``method=random``, ``model=...``; later ones win. With another method, the preset's params that this method has
@@ -174,8 +174,16 @@ def load_config(preset: str | Path | Mapping[str, Any], overrides: Sequence[str]
     ConfigError
         Something is wrong; ``problems`` lists everything that is.
     """
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise ConfigError(f"settings are a list of texts, such as ['media.fps=2'], not {overrides!r}")
+    if isinstance(preset, Config):
+        if not overrides:
+            return preset
+        preset = preset.to_dict()
     if isinstance(preset, Mapping):
         name, where, data = str(preset.get("preset", "inline")), "", dict(preset)
+    elif not isinstance(preset, str | Path):
+        raise ConfigError(f"a preset is a name, a YAML file or a mapping, not {preset!r}")
     else:
         path = find_preset(preset)
         name, where, data = str(preset), f"{path.name}: ", read_mapping(path)

@@ -74,6 +74,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             raise ConfigError(f"unknown {self.what} {name!r}{near_names(name, self)}")
         return self[name]
 
+    def __repr__(self) -> str:
+        return f"<{len(self)} by name: {', '.join(self)}>"
+
     def usable(self) -> tuple[dict[str, type[T]], list[str]]:
         """Return the classes that can be had, by name, and one line for each name that gives none."""
         found, problems = {}, []
@@ -137,7 +140,8 @@ def _load(point: importlib.metadata.EntryPoint) -> Any:
         return point.load()
     except (Exception, SystemExit) as error:  # whatever a foreign package raises while it is imported
         package = point.dist.name if point.dist else point.value
-        raise ConfigError(f"{point.group} {point.name!r} of package {package} cannot be loaded: {error}") from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{point.group} {point.name!r} of package {package} cannot be loaded ({why})") from error
 
 
 def _method_class(module: ModuleType) -> type[Compressor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from omnicli.compress.base import Compressor
+from omnicli.errors import ConfigError
 from omnicli.llm.kv import KVCache
 from omnicli.types import MediaTokens
 from omnicli.utils.attention_recorder import AttentionRecorder
@@ -86,7 +87,7 @@ def stops(model: OmniModel, media: MediaTokens | None, pruner: Compressor | None
     late = pruner.late_removal(model.depth)
     stops = frozenset(pruner.layers(model.depth)) | frozenset([] if late is None else [late])
     if wrong := sorted(layer for layer in stops if not 0 <= layer < model.depth):
-        raise ValueError(f"the method wants to prune after layers {wrong}; the model has 0..{model.depth - 1}")
+        raise ConfigError(f"{pruner.name} prunes after layers {wrong}; the model has 0..{model.depth - 1}")
     return stops
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnicli.config.config import DEFAULT_MODEL
-from omnicli.errors import ModelError, UnknownFamilyError, near_names
+from omnicli.errors import ConfigError, ModelError, UnknownFamilyError, near_names
 from omnicli.models import registry
 from omnicli.models.weights import checkpoint, hub
 from omnicli.models.weights import devices as cards
@@ -216,6 +216,8 @@ def _families(model_type: str = "", unusable: list[ModelError] | None = None) ->
         except ModelError as error:
             if unusable is not None:
                 unusable.append(error)
+        except ConfigError:  # no family; `omni doctor` tells of it
+            continue
 
 
 def resolve_devices(device: str) -> list[torch.device]:

@@ -114,10 +114,11 @@ def methods() -> Check:
 
 
 def families() -> Check:
-    """Import every model family."""
-    from omnicli.models.registry import families
+    """Import every model family, and what is known of it without its code."""
+    from omnicli.models.registry import facts, families
 
-    return _registered("model families", *families().usable())
+    found, problems = families().usable()
+    return _registered("model families", found, problems + facts().usable()[1])
 
 
 def commands() -> Check:
