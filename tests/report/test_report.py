@@ -597,10 +597,11 @@ def told(chromium):
     [
         (360, "dark"),
         (1100, "light"),
-        pytest.param(360, "light", marks=pytest.mark.slow),
-        pytest.param(1100, "dark", marks=pytest.mark.slow),
+        (360, "light"),
+        (1100, "dark"),
     ],
 )
+@pytest.mark.slow
 def test_in_a_browser(chromium, film, tmp_path, width, scheme):
     from PIL import Image
 
