@@ -220,10 +220,10 @@ def vision_macs(e: EncoderDims, pairs: int, rows: int, cols: int) -> int:
 def audio_macs(e: EncoderDims, mel_frames: int) -> int:
     """Return the MACs of encoding so many mel frames (100 per second), in windows that never see each other."""
     whole, rest = divmod(mel_frames, 2 * e.window)
-    return whole * _sound(e, 2 * e.window) + _sound(e, rest)
+    return whole * _audio_window_macs(e, 2 * e.window) + _audio_window_macs(e, rest)
 
 
-def _sound(e: EncoderDims, frames: int) -> int:
+def _audio_window_macs(e: EncoderDims, frames: int) -> int:
     """Return the MACs of one window of sound; none if it makes no token."""
     positions = (frames + 1) // 2
     tokens = positions // e.merge

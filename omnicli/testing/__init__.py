@@ -2,13 +2,13 @@
 
 For whoever writes a family, in this package or another (`docs/extending/adding-a-model.md`)::
 
-    assert contract.of_class(MyFamily) == []
-    assert contract.of_model(my_tiny_model, stock) == []
-    assert contract.of_folder(MyFamily, a_saved_tiny_checkpoint) == []
+    assert testing.of_class(MyFamily) == []
+    assert testing.of_model(my_tiny_model, stock) == []
+    assert testing.of_folder(MyFamily, a_saved_tiny_checkpoint) == []
 
 For whoever writes a method (`docs/extending/adding-a-method.md`)::
 
-    assert contract.of_method(MyMethod) == []
+    assert testing.of_method(MyMethod) == []
 
 `clip` and `query` make the noise that methods are tried on, for tests of what a method chooses.
 

@@ -183,12 +183,12 @@ def tokens_are_their_own(t: Trial) -> Iterator[str]:
     for name in sorted(CAPTURES):
         wanted = frozenset({name})
         try:
-            pictures, sound = t.encode_video(FRAMES, m.video_batch, wanted), t.encode_audio(2.0, 32_000, wanted)
+            video, audio = t.encode_video(FRAMES, m.video_batch, wanted), t.encode_audio(2.0, 32_000, wanted)
         except ModelError:
             continue
-        tokens = m.assemble(pictures, np.arange(float(FRAMES)), sound, end_s=float(FRAMES)).tokens
+        tokens = m.assemble(video, np.arange(float(FRAMES)), audio, end_s=float(FRAMES)).tokens
         field = "keys" if name == KEYS else "saliency"
-        for modality, pieces in ((Modality.VIDEO, pictures), (Modality.AUDIO, sound)):
+        for modality, pieces in ((Modality.VIDEO, video), (Modality.AUDIO, audio)):
             rows = tokens.indices(modality)
             if not torch.equal(tokens.features[rows], joined(pieces)):
                 yield f"features of {modality.name.lower()} are not those of the pieces, in their order"

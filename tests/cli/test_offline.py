@@ -105,14 +105,14 @@ def test_nothing_asks_the_network(cut_off, film, tiny_model, tmp_path):
     assert codes[-2] in (0, 1) and codes[-1] in (0, 4), err  # whether the machine is able
 
 
-def test_the_watch_sees_an_attempt(cut_off):
+def test_an_attempt_is_seen(cut_off):
     codes, attempts, err = cut_off(("models", "pull", "some/model"))
     assert codes == [5] and "cannot be reached" in err
     assert "getaddrinfo" in attempts or "connect" in attempts
 
 
 def test_the_network_is_named_in_one_module():
-    """Whatever could fetch something is in `omnicli/models/hub.py`; all else says ``local_files_only``."""
+    """Whatever could fetch something is in `omnicli/models/weights/hub.py`; all else says ``local_files_only``."""
     for file in sorted(Path(ROOT, "omnicli").rglob("*.py")):
         text = file.read_text(encoding="utf-8")
         if file.name != "hub.py":

@@ -69,7 +69,7 @@ class OmniSIFT(Published):
     criterion: ClassVar[str] = "pictures unlike their frame or the one before; sound by a trained selector"
     paper: ClassVar[str] = "OmniSIFT, arXiv 2602.04804"
     clean_differs: ClassVar[str] = (
-        "Chunks are windows of true time, so the sound of a long film no longer piles up in its last chunk, and each "
+        "Chunks are windows of true time, so the sound of a long film does not pile up in its last chunk, and each "
         "modality's budget is met exactly. Sound without pictures is thinned evenly instead of staying whole, silent "
         "clips work, and all chunks go through the selector in a few batches."
     )
