@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from omnicli.utils.display import KINDS, clock_time
+from omnicli.utils.display import KINDS, clock_time, plain
 from omnicli.utils.timing import LABELS
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ PER_QUESTION = frozenset({"compress", "prefill", "select_in_llm", "generate"})
 """Stages that every question goes through by itself; their progress is counted in tokens, that of others in seconds."""
 
 _SHOWN_S = 0.005
-_CONTROL = {c: "\ufffd" for c in (*range(32), 127, *range(128, 160)) if chr(c) not in "\n\t"}
 
 
 def print_json(value: Any, *, indent: int | None = None, out: TextIO | None = None) -> None:
@@ -40,7 +39,7 @@ def write_text(text: str, stream: TextIO | None = None) -> None:
     """Write answer text; on a terminal control characters become U+FFFD, since a film may make a model say anything."""
     out = sys.stdout if stream is None else stream
     if out.isatty():
-        text = text.translate(_CONTROL)
+        text = plain(text)
     encoding = out.encoding or "utf-8"
     out.write(text.encode(encoding, "backslashreplace").decode(encoding))
     out.flush()

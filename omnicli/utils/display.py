@@ -9,7 +9,8 @@ import re
 KINDS = {"video": "pictures", "audio": "sound"}
 """The modalities in words."""
 
-_NOT_SHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_NOT_SHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls, halves of characters, and what turns the direction of the text around it."""
 
 
 def plain(value: object) -> str:

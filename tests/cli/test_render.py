@@ -64,8 +64,8 @@ def test_a_single_question_is_not_repeated(capsys):
 
 def test_control_characters_do_not_reach_a_terminal(capsys):
     screen = Terminal()
-    render.write_text("a\x1b[31mb\nc", screen)
-    assert screen.getvalue() == "a\ufffd[31mb\nc"
+    render.write_text("a\x1b[31mb\n\u202ec", screen)
+    assert screen.getvalue() == "a\ufffd[31mb\n\ufffdc"
     render.write_text("a\x1b[31mb")
     assert capsys.readouterr().out == "a\x1b[31mb"
 
