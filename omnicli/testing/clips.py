@@ -1,12 +1,23 @@
-"""Random clips and questions for trying methods, laid out as models do: per block its frames, then its sound."""
+"""Random clips and questions for trying methods, laid out as models do: per block its frames, then its sound.
+
+And how tokens and choices among them are copied, compared and checked.
+"""
 
 from __future__ import annotations
 
-import torch
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
-from omnicli.types import MediaTokens, Query
+import torch
+from torch import Tensor
+
+from omnicli.models.parts import KEYS, SALIENCIES
+from omnicli.types import MediaTokens, Modality, Query, Selection
 
 ROWS, COLS = 3, 4
+CAPTURED = {"saliency": SALIENCIES, "keys": frozenset({KEYS})}
+"""Fields of `MediaTokens` that are there only where a method's ``needs`` names one of these."""
 
 
 def clip(
@@ -72,3 +83,51 @@ def query(width: int = 16, tokens: int = 7, *, seed: int = 1, dtype: torch.dtype
     """Return a question of ``tokens`` random embeddings."""
     generator = torch.Generator().manual_seed(seed)
     return Query(torch.randn(tokens, width, generator=generator).to(dtype), "Who speaks last?")
+
+
+def question(tokens: MediaTokens) -> Query:
+    """Return a question for a clip."""
+    return query(tokens.features.shape[1], dtype=tokens.features.dtype)
+
+
+def stripped(tokens: MediaTokens, names: Iterable[str]) -> MediaTokens:
+    """Return tokens without the fields of these names."""
+    return dataclasses.replace(tokens, **dict.fromkeys(names))  # type: ignore[arg-type]
+
+
+def copied(tokens: MediaTokens) -> MediaTokens:
+    """Return tokens with tensors of their own."""
+    return tokens.select(Selection(torch.arange(len(tokens))))
+
+
+def counted(tokens: MediaTokens) -> tuple[int, int]:
+    """Return the number of video and of audio tokens."""
+    return tokens.count(Modality.VIDEO), tokens.count(Modality.AUDIO)
+
+
+def differing(a: MediaTokens, b: MediaTokens) -> str | None:
+    """Return the first field in which tokens differ by a bit, or None."""
+    for f in dataclasses.fields(MediaTokens):
+        one, other = getattr(a, f.name), getattr(b, f.name)
+        if (one is None) != (other is None):
+            return f.name
+        if one is not None and (one.dtype != other.dtype or not torch.equal(one, other)):
+            return f.name
+    return None
+
+
+def shared(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors lie in the same memory."""
+    return bool(a.numel() and b.numel()) and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def check(indices: Any, n: int, what: str) -> None:
+    """Raise `TypeError` or `ValueError` unless these are ascending, unique indices into ``n`` tokens."""
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"{what} gives {type(indices).__name__}, not indices (k,) torch.int64")
+    if indices.dtype != torch.int64 or indices.ndim != 1:
+        raise ValueError(f"{what} gives indices {tuple(indices.shape)} {indices.dtype}, not (k,) torch.int64")
+    if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < n):
+        raise ValueError(f"{what} gives indices outside 0 to {n - 1}")
+    if not bool((indices[1:] > indices[:-1]).all()):
+        raise ValueError(f"{what} gives indices that are not ascending, or one twice")

@@ -90,14 +90,20 @@ class Trial:
         return prefill(m, embeds, positions, cache, media_span=span, media=media, chunk=chunk).logits, cache
 
 
-def first(point: Callable[..., Any], run: Callable[[], Iterator[str]]) -> list[str]:
-    """Return the first thing that a point finds, with the point's name; what it raises counts as found."""
+def first(point: Callable[..., Any], run: Callable[[], Iterator[str]], new: Callable[[str], bool] = bool) -> list[str]:
+    """Return the first ``new`` thing that a point finds, with the point's name; what it raises counts as found."""
     name = point.__name__.replace("_", " ")
     try:
-        found = next(run(), None)
-    except Exception as error:  # a family that is not finished may raise anything
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        found = next((line for line in run() if new(line)), None)
+    except (Exception, SystemExit) as error:  # a family that is not finished may raise anything
+        line = told(error)
+        found = line if new(line) else None
     return [] if found is None else [f"{name}: {found}"]
+
+
+def told(error: BaseException) -> str:
+    """Return an exception's class and message in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def joined(pieces: Iterable[EncodedVideo | EncodedAudio]) -> Tensor:

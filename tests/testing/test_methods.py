@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -84,6 +85,52 @@ def opened(self, layer, view):
     return Seats.prune(self, layer, view)
 
 
+def clamped(self, tokens, query):
+    tokens.features.clamp_(-1, 1)
+    return tokens.features.float().norm(dim=1)
+
+
+def clamped_question(self, tokens, query):
+    query.embeddings.clamp_(-1, 1)
+    return tokens.features.float().norm(dim=1)
+
+
+def clamped_hidden(self, layer, view):
+    keep = Seats.prune(self, layer, view)
+    view.hidden.clamp_(-1, 1)
+    return keep
+
+
+def silenced_attention(self, layer, view):
+    keep = Seats.prune(self, layer, view)
+    view.attention[0] = -torch.inf
+    return keep
+
+
+def view_of_the_clip(tokens, chosen):
+    return replace(chosen, features=tokens.features[: len(chosen.indices)])
+
+
+def leave(self, tokens, query):
+    sys.exit("no GPU")
+
+
+def video_only(self, tokens, query):
+    if not tokens.count(0):
+        raise IndexError(f"frame 0 of {len(tokens)}")
+    return tokens.features.float().norm(dim=1)
+
+
+def share_only(self, tokens, query):
+    """Go by the share even where a number of tokens is set."""
+    return Loud(retention=self.retention or 0.3).compress(tokens, query)
+
+
+@dataclass(frozen=True)
+class Undocumented(Loud):
+    criterion: ClassVar[str] = "length"
+
+
 class Undecorated(Loud):
     """Not a dataclass of its own."""
 
@@ -115,15 +162,15 @@ TOLD = {
     "no criterion": (spoilt(criterion=""), "settings: criterion does not say"),
     "backwards": (
         spoilt(compress=after(lambda t, s: Selection(s.indices.flip(0), report=s.report))),
-        "choices: ValueError: compress() gives indices that are not ascending, or one twice",
+        "choices: video and audio: ValueError: compress() gives indices that are not ascending, or one twice",
     ),
     "one beyond": (
         spoilt(compress=after(lambda t, s: Selection(s.indices + 1000, report=s.report))),
-        "choices: ValueError: compress() gives indices outside 0 to 101",
+        "choices: video and audio: ValueError: compress() gives indices outside 0 to 101",
     ),
     "mask": (
         spoilt(compress=after(lambda t, s: Selection(s.indices > 0, report=s.report))),
-        "choices: ValueError: compress() gives indices (31,) torch.bool",
+        "choices: video and audio: ValueError: compress() gives indices (31,) torch.bool",
     ),
     "another dtype": (spoilt(compress=after(lost)), "choices: video and audio: features become torch.float64"),
     "one token short": (spoilt(compress=after(one_less)), "budgets: video and audio: retention 0.3 of 102"),
@@ -132,20 +179,72 @@ TOLD = {
         'budgets: video and audio: report["budget"]',
     ),
     "changes what stays": (spoilt(compress=after(halved)), "everything stays: video and audio: retention 1"),
-    "shared generator": (spoilt(score=shuffled), "repeatable: draws from torch's shared generator"),
+    "shared generator": (spoilt(score=shuffled), "repeatable: video and audio: draws from torch's shared generator"),
     "in place": (spoilt(score=growing), "input untouched: video and audio: features is modified"),
     "in place, inside": (spoilt(Seats, prune=opened), "input untouched: video and audio: prune()"),
+    "in place, twice the same": (spoilt(score=clamped), "input untouched: video and audio: features is modified"),
+    "question in place": (spoilt(score=clamped_question), "input untouched: video and audio: the question is modified"),
+    "hidden in place": (
+        spoilt(Seats, prune=clamped_hidden),
+        "input untouched: video and audio: prune() modifies hidden of what layer",
+    ),
+    "attention in place": (
+        spoilt(Seats, prune=silenced_attention),
+        "input untouched: video and audio: prune() modifies attention of what layer",
+    ),
+    "view": (
+        spoilt(compress=after(view_of_the_clip)),
+        "input untouched: video and audio: what is chosen is a view of the clip's features",
+    ),
+    "saliency not asked for": (
+        spoilt(score=lambda self, t, q: t.saliency.float()),
+        "choices: video and audio: ValueError: tokens.saliency is read, but needs does not name it",
+    ),
+    "keys not asked for": (
+        spoilt(score=lambda self, t, q: t.keys.float().norm(dim=1)),
+        "choices: video and audio: ValueError: tokens.keys is read, but needs does not name it",
+    ),
+    "unknown need": (spoilt(needs=frozenset({"salience"})), "settings: needs names salience; there are keys, "),
+    "needs is a word": (spoilt(needs="keys"), "settings: needs is 'keys', not a frozenset of names"),
+    "no docstring": (Undocumented, "settings: the class has no docstring"),
+    "prune gives nothing": (
+        spoilt(Seats, prune=lambda self, layer, view: None),
+        "choices: video and audio: TypeError: prune() after layer",
+    ),
+    "exit": (spoilt(score=leave), "choices: video and audio: SystemExit: no GPU"),
+    "no selection": (
+        spoilt(compress=after(lambda t, s: s.indices)),
+        "choices: video and audio: TypeError: compress() gives Tensor, not a Selection",
+    ),
+    "needs pictures": (spoilt(score=video_only), "choices: audio only: IndexError: frame 0 of 30"),
+    "needs a question": (
+        spoilt(score=lambda self, t, q: t.features.float().norm(dim=1) + 0 * q.embeddings[0, 0]),
+        "questions: a question without tokens: IndexError",
+    ),
+    "no number of tokens": (
+        spoilt(compress=share_only),
+        "budgets: video and audio: tokens=51 of 102 tokens are 51, not 31",
+    ),
     "tensor in the report": (
         spoilt(compress=after(lambda t, s: Selection(s.indices, report={**s.report, "best": s.indices}))),
-        "reports: TypeError: Object of type Tensor is not JSON serializable",
+        "reports: video and audio: TypeError: Object of type Tensor is not JSON serializable",
     ),
     "secret question": (spoilt(score=unlike_the_question), "questions: the question changes the choice"),
     "all pairs": (spoilt(score=all_pairs), "memory: 100000 tokens need more than 2 GiB"),
-    "layers without prune": (spoilt(layers=lambda self, depth: (3,)), "choices: NotImplementedError: spoilt names"),
+    "layers without prune": (
+        spoilt(layers=lambda self, depth: (3,)),
+        "choices: video and audio: NotImplementedError: spoilt names",
+    ),
     "layers beyond": (spoilt(Seats, layers=lambda self, depth: (19, 17)), "layers: layers(28) are (19, 17)"),
-    "no score": (spoilt(TopScore, criterion="x"), "choices: NotImplementedError: spoilt has no score()"),
-    "too few scores": (spoilt(score=lambda self, t, q: torch.zeros(3)), "choices: ValueError: spoilt: scores are (3,)"),
-    "scores of no number": (spoilt(score=lambda self, t, q: t.start_s / 0), "choices: ModelError"),
+    "no score": (
+        spoilt(TopScore, criterion="x"),
+        "choices: video and audio: NotImplementedError: spoilt has no score()",
+    ),
+    "too few scores": (
+        spoilt(score=lambda self, t, q: torch.zeros(3)),
+        "choices: video and audio: ValueError: spoilt: scores are (3,)",
+    ),
+    "scores of no number": (spoilt(score=lambda self, t, q: t.start_s / 0), "choices: video and audio: ModelError"),
 }
 
 
@@ -156,6 +255,34 @@ def test_what_is_not_kept_is_told_in_a_line(what):
     found = testing.of_method(cls, points)
     assert any(line.startswith(message) for line in found), found
     assert all("\n" not in line and len(line) < 300 for line in found)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "needs pictures",
+        "exit",
+        "saliency not asked for",
+        "no selection",
+        "prune gives nothing",
+        "in place, twice the same",
+    ],
+)
+def test_a_fault_is_told_once(what):
+    cls, message = TOLD[what]
+    (line,) = testing.of_method(cls, [point for point in contract.POINTS if point is not contract.memory])
+    assert line.startswith(message)
+
+
+def test_settings_are_tried():
+    assert testing.of_method(Loud, power=2.0) == []
+    assert testing.of_method(Loud, [contract.choices], power="2")[0].startswith("choices: video and audio: TypeError")
+
+
+@pytest.mark.parametrize("what", [Loud(), "loud", Selection, object])
+def test_what_is_no_method_is_refused(what):
+    with pytest.raises(TypeError, match=r"takes the class and settings|does not derive from"):
+        testing.of_method(what)
 
 
 def test_what_keeps_everything_is_told_nothing():
