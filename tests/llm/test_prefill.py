@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from omnicli.errors import ConfigError
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.kv import KVCache
 from omnicli.llm.prefill import prefill
@@ -59,6 +60,8 @@ class Keep:
     needs: frozenset = frozenset()
     late: int | None = None
     keep_kv: bool = True
+
+    name = "keep"
 
     def layers(self, depth):
         return tuple(self.plan)
@@ -355,7 +358,7 @@ def test_wrong_pruners_are_refused(omni):
 
     with pytest.raises(ValueError, match="ascending"):
         read(omni, clip, Wrong({1: 0.5}))
-    with pytest.raises(ValueError, match="after layers"):
+    with pytest.raises(ConfigError, match=r"keep prunes after layers \[9\]"):
         read(omni, clip, Keep({9: 0.5}))
     with pytest.raises(ValueError, match="at least one"):
         prefill(omni, torch.zeros(0, 64), torch.zeros(3, 0), new_cache(omni))
