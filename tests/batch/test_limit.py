@@ -128,6 +128,7 @@ def test_the_film_looked_at_ahead_is_blamed_on_nobody_else(isolated):
     assert log[:4] == ["open", "a 1 crash ahead", "open", "a 1 -"]
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended(isolated):
     rows, log = isolated(job("hang", "1", "2"), job("a", "1", "hang", "2"), timeout_s=2)
     assert statuses(rows) == ["failed", "failed", "ok", "failed", "ok"]

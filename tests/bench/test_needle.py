@@ -115,6 +115,7 @@ def same(tokens, expected, tolerance=1e-5):
             torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "capture", "durations"), CASES)
 def test_prefixes_equal_looking_at_the_first_seconds_alone(film, encoded_once, family, capture, durations):
     hay = encoded_once(family, capture)

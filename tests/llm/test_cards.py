@@ -81,6 +81,7 @@ def on_first_card(clip):
     return dataclasses.replace(clip, tokens=clip.tokens.to(CARDS[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "family", "layers"), CASES)
 def test_answers_are_those_of_one_card_to_the_bit(preset, family, layers):
     omni, chosen = FAMILIES[family].model(layers=layers), method_of(preset)
@@ -166,7 +167,9 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize("move", ["", *MOVES])
+@pytest.mark.parametrize(
+    "move", ["", *(pytest.param(move, marks=pytest.mark.slow if i % 3 else ()) for i, move in enumerate(MOVES))]
+)
 def test_a_move_that_is_forgotten_is_found(move, monkeypatch):
     """The moves in the source, each taken out in turn; without that, the same run passes."""
     omni = tiny_qwen3.model(layers=4)

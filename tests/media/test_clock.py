@@ -53,7 +53,7 @@ def write(path, planted, times, start):
     return path
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("suffix", ["mp4", *(pytest.param(s, marks=pytest.mark.slow) for s in ("mkv", "ts"))])
 def test_flash_and_beep_share_a_window(tmp_path, suffix):
     check(write(tmp_path / f"film.{suffix}", SHORT, uneven(SHORT), 7.3), SHORT)
 

@@ -96,7 +96,15 @@ def test_start_offset_is_taken_off(tmp_path):
     assert info.duration_s == pytest.approx(3.0, abs=0.15)
 
 
-@pytest.mark.parametrize(("suffix", "keep"), [("mp4", 0.9), ("mp4", 0.25), ("mkv", 0.6), ("mkv", 0.25), ("ts", 0.6)])
+@pytest.mark.parametrize(
+    ("suffix", "keep"),
+    [
+        ("mp4", 0.9),
+        ("mkv", 0.25),
+        ("ts", 0.6),
+        *(pytest.param(*f, marks=pytest.mark.slow) for f in (("mp4", 0.25), ("mkv", 0.6))),
+    ],
+)
 def test_cut_off(tmp_path, suffix, keep):
     source = write(tmp_path / f"whole.{suffix}", 200, crf=18)
     if suffix == "mp4":

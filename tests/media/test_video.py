@@ -63,7 +63,7 @@ def coded(request, tmp_path_factory):
     return write(path, 130, **{"fps": 10.0, **options}), strict
 
 
-@pytest.mark.parametrize("fps", [0.2, 1.0, 3.0, 100.0])
+@pytest.mark.parametrize("fps", [1.0, *(pytest.param(fps, marks=pytest.mark.slow) for fps in (0.2, 3.0, 100.0))])
 def test_equals_full_decode(coded, fps):
     path, strict = coded
     stats = check_against_full_decode(path, fps)

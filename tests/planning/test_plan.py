@@ -77,7 +77,7 @@ def test_tokens_positions_and_weights_are_those_of_the_run(models, film, kind, s
 
 
 @pytest.mark.parametrize(("kind", "trained"), [("qwen2.5", 300), ("qwen3", 100), ("minicpm", 100)])
-@pytest.mark.parametrize("wanted", ["auto", "off", "0.25"])
+@pytest.mark.parametrize("wanted", ["auto", *(pytest.param(w, marks=pytest.mark.slow) for w in ("off", "0.25"))])
 def test_positions_in_a_smaller_range_are_those_of_the_run(models, film, tmp_path, kind, trained, wanted, room):
     from omnicli import pipeline
 
@@ -230,7 +230,7 @@ def test_memory_decides_and_fit_never_takes_another_model(film, room):
 
 
 @pytest.mark.parametrize("kind", ["qwen2.5", "full", "qwen3", "minicpm"])
-@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("quantize", ["int8", *(pytest.param(q, marks=pytest.mark.slow) for q in ("none", "int4"))])
 def test_weights_in_few_bits_take_what_was_planned(models, film, kind, quantize, room):
     model = loading.load_model(models[kind], "cpu", quantize=quantize)
     plan = planning.make_plan(probe(film), config(models[kind], "full", f"quantize={quantize}"))

@@ -164,6 +164,7 @@ def test_gradients_reach_all_four_projections(model, pool):
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in scorer.parameters())
 
 
+@pytest.mark.slow
 def test_a_tower_learns_and_resumes(tmp_path):
     model = arch.build_model(2).to(torch.bfloat16)
     heads = pocket_towers.AudioHeads().to(torch.bfloat16)

@@ -241,7 +241,7 @@ def test_subtitles_come_before_the_question(ask, film, tmp_path):
     assert wrong.code == 3 and "did you mean said.srt" in wrong.error_line()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_weights_in_few_bits(ask, kind):
     value = json.loads(ask("Who?", "--json", "--quantize", kind).out)
     assert value["model"]["quantize"] == value["config"]["quantize"] == kind and not value["config"]["offload"]

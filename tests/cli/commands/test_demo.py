@@ -11,6 +11,7 @@ from omnicli.cli.commands import demo as room
 from tests.support import schema
 
 
+@pytest.mark.slow
 def test_wrong_answers_are_called_wrong_and_exit_1(omni, tiny_model, tmp_path):
     film = tmp_path / "demo.mp4"
     argv = ("demo", "--minutes", "0.5", "--model", tiny_model, "--set", "media.fps=0.25", "--keep", film)

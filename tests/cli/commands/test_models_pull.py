@@ -124,6 +124,7 @@ def test_what_is_read_is_fetched_and_found_without_the_hub(pull, there, omni_pro
     assert len(server.seen) == asked  # only pull asks the hub
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_is_taken_up_again(pull, server, cache, files):
     server.drops = [CHUNK + 1000]
     result = pull(NAME)
@@ -175,6 +176,7 @@ def test_an_interrupted_pull_goes_on_where_it_stopped(pull, there, server, env, 
     assert not list(cache.glob("models--*/blobs/*.incomplete"))
 
 
+@pytest.mark.slow
 def test_a_hub_that_knows_no_ranges_is_read_from_the_start(pull, server, cache, files):
     server.drops, server.ranges = [CHUNK + 1000], False
     assert pull(NAME).code == 0
@@ -275,6 +277,7 @@ def test_names_that_are_no_models(pull):
         assert result.code == code and words in result.error_line(), argv
 
 
+@pytest.mark.slow
 def test_a_revision_is_pinned(pull, there, server, cache, files):
     older = {**files, "generation_config.json": b'{"eos_token_id": 1}'}
     server.repos[NAME].revisions["v1"] = older

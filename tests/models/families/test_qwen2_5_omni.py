@@ -264,8 +264,8 @@ def released(tmp_path_factory):
     [
         ("3b", False, None),
         ("3b", True, "text_config"),
-        ("7b", True, None),
-        ("7b", True, "thinker_config"),
+        pytest.param("7b", True, None, marks=pytest.mark.slow),
+        pytest.param("7b", True, "thinker_config", marks=pytest.mark.slow),
     ],
 )
 def test_checkpoints_of_both_depths_load(released, size, full, tied):

@@ -312,7 +312,12 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "none") for name in FAMILIES), ("qwen3", "int8"), ("minicpm", "int4")]
+    ("name", "kind"),
+    [
+        *(pytest.param(name, "none", marks=pytest.mark.slow) for name in FAMILIES),
+        ("qwen3", "int8"),
+        pytest.param("minicpm", "int4", marks=pytest.mark.slow),
+    ],
 )
 def test_what_works_is_on_the_device_and_the_rest_is_not(folders, film, name, kind, monkeypatch):
     config = load_config("avoc", ["generate.max_new_tokens=6"])
@@ -366,7 +371,9 @@ def place(model, part, device):
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
 
 
-@pytest.mark.parametrize(("name", "kind"), [*((name, "none") for name in FAMILIES), ("qwen2.5", "int4")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*(pytest.param(name, "none", marks=pytest.mark.slow) for name in FAMILIES), ("qwen2.5", "int4")]
+)
 def test_a_part_needs_nothing_of_the_part_that_waits(folders, name, kind):
     """Shapes and devices are worked out, on a card that is not there; two devices in one operation are an error."""
     from torch._subclasses.fake_tensor import FakeTensorMode
