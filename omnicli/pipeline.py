@@ -17,6 +17,7 @@ from omnicli.encode.film import EncodedFilm, load_film
 from omnicli.errors import MediaError, MemoryLimitError, UsageError
 from omnicli.llm.decode import DecodeOptions, generate
 from omnicli.llm.prefix_cache import PrefixCache
+from omnicli.llm.stretches import StretchReader
 from omnicli.media.probe import MediaInfo
 from omnicli.models import timescale
 from omnicli.models.base import OmniModel
@@ -151,11 +152,13 @@ def answer(
     stage, clip, options = context.clock.stage, film.media.clip, DecodeOptions(**vars(config.generate))
     compressor = config.compressor if model.folder is None else config.compressor.bind(model.folder)
     reader, last = prefix_cache or PrefixCache(model), last or prefix_cache is None
-    prompt = model.prompt(question, video=clip.video, audio=clip.audio, history=history, preface=film.preface)
+    words = partial(model.prompt, question, video=clip.video, audio=clip.audio, history=history)
+    prompt = words(preface=film.preface)
     with stage("load"):
         model.activate("llm")
     with stage("compress"):
-        selection = compressor.compress(clip.tokens, model.query(prompt))  # by the film's own clock
+        backbone = StretchReader(model, words(), clip, context)
+        selection = compressor.compress(clip.tokens, replace(model.query(prompt), backbone=backbone))
         clip = _in_range(clip, config, model)
         kept = clip.tokens.select(selection)
     sequence = model.sequence(prompt, clip, kept)
@@ -189,6 +192,7 @@ def answer(
         selection=selection,
         kept=kept,
         length=length,
+        before=backbone.work,
         read=read,
         reused=reader.reused,
         text=text,

@@ -7,9 +7,10 @@ the order the model reads them, D is the width of the LLM's embedding space.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from omnicli.utils.lazy import torch
 
@@ -107,6 +108,31 @@ class MediaTokens:
 _TOKEN_AXIS_1 = ("position_ids", "layer_features")
 
 
+class Backbone(Protocol):
+    """The LLM that will answer, as a method may ask it about a clip's tokens before it chooses among them.
+
+    Attributes
+    ----------
+    depth : int
+        Layers of the LLM.
+    """
+
+    depth: int
+
+    def attention(self, stretches: Sequence[slice], layers: range) -> Tensor:
+        """Return the attention (N,) float32 of the prompt's last token to each of the clip's N tokens.
+
+        Parameters
+        ----------
+        stretches : sequence of slice
+            Consecutive tokens that are read together, each stretch as if it were the whole clip; tokens in none of
+            them get 0. What a token gets is a share of its own stretch, of which the prompt's text has the rest.
+        layers : range
+            Layers (0-based) over which the mean is taken, as over their heads; none behind them is run.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Query:
     """The question, as a method sees it.
@@ -117,10 +143,13 @@ class Query:
         LLM input embeddings of the question's own tokens, not the template's.
     text : str
         The question itself.
+    backbone : Backbone or None
+        The LLM, to ask it what the question attends to; None: it is not at hand.
     """
 
     embeddings: Tensor
     text: str = ""
+    backbone: Backbone | None = None
 
 
 @dataclass(frozen=True)
@@ -135,11 +164,14 @@ class Selection:
         New features where tokens were merged; None keeps the originals.
     report : dict
         What the method wants to tell: budgets, scores, ``scorer``. JSON-serialisable.
+    notes : tuple of str
+        What a user should know of it, a sentence each; they stand among the answer's warnings.
     """
 
     indices: Tensor
     features: Tensor | None = None
     report: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

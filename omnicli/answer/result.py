@@ -43,6 +43,8 @@ class Run:
         Questions and answers that stood before the question, oldest first.
     clip : EncodedClip
         The film's tokens as the LLM's positions have them; ``kept``: those that entered it.
+    before : sequence of (int, int)
+        Positions and layers that the LLM read to choose them.
     length, reused : int
         Positions of the whole prompt, and how many of them an earlier question had read.
     first_s : float
@@ -58,6 +60,7 @@ class Run:
     selection: Selection
     kept: MediaTokens
     length: int
+    before: Sequence[tuple[int, int]]
     read: PrefillResult
     reused: int
     text: Generation
@@ -89,9 +92,9 @@ def answer(run: Run) -> Answer:
         wall_s=round(times.wall_s, 4),
         time_to_first_token_s=round(film.times.wall_s + run.first_s, 4),
         peak_memory=memory.process_peaks(*model.devices),
-        flops=flops.prefill_flops(model.facts.llm, around, len(clip.tokens), run.read.by_layer),
+        flops=flops.prefill_flops(model.facts.llm, around, len(clip.tokens), run.read.by_layer, run.before),
         evidence=evidence.ranges(kept, run.context.recorder.scores()),
-        warnings=[*film.media.warnings, *cautions(model, clip, config, text.next_position - 1)],
+        warnings=[*film.media.warnings, *run.selection.notes, *cautions(model, clip, config, text.next_position - 1)],
         versions=identity.versions(),
         cached=film.cached,
     )

@@ -115,6 +115,13 @@ class Compressor:
             return n_video, n_audio
         return round(shares[0] * n_video), round(shares[1] * n_audio)
 
+    def reads_first(self, depth: int) -> tuple[int, float] | None:
+        """Return how many of the LLM's ``depth`` layers read the clip to choose from it, and in stretches of how long.
+
+        In seconds; None: the LLM is not asked before the choice. For plans.
+        """
+        return None
+
     def late_removal(self, depth: int) -> int | None:
         """Return the layer (0-based, of ``depth``) after which all media tokens go; None: never."""
         return None

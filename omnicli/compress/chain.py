@@ -55,6 +55,10 @@ class Chain(Compressor):
         """Choose as the first does."""
         return self.first.compress(tokens, query)
 
+    def reads_first(self, depth: int) -> tuple[int, float] | None:
+        """Return what the first asks of the LLM."""
+        return self.first.reads_first(depth)
+
     def layers(self, depth: int) -> tuple[int, ...]:
         """Return the second's layers."""
         return self.second.layers(depth)

@@ -81,6 +81,16 @@ def runs(tokens: MediaTokens, modality: Modality) -> Groups:
     return group(rows, rows - torch.arange(rows.numel(), device=rows.device))
 
 
+def spans(tokens: MediaTokens, seconds: float) -> list[slice]:
+    """Return the clip's tokens, of both modalities, as consecutive slices of ``seconds`` of true time each."""
+    if len(tokens) == 0:
+        return []
+    index = torch.floor((tokens.start_s - tokens.start_s.min()) / seconds).cummax(0).values
+    sizes = torch.unique_consecutive(index, return_counts=True)[1]
+    ends = sizes.cumsum(0).tolist()
+    return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
 def counterparts(tokens: MediaTokens, by_frame: Groups, reference: Tensor) -> Tensor:
     """Return for each picture token the place (n,) of the same cell in its frame's reference frame.
 
@@ -127,4 +137,15 @@ def best_in_groups(scores: Tensor, groups: Groups, quota: Tensor) -> Tensor:
     return order[rank < quota.to(order.device).repeat_interleave(groups.sizes)].sort().values
 
 
-__all__ = ["Groups", "best", "best_in_groups", "counterparts", "frames", "group", "runs", "stretches", "windows"]
+__all__ = [
+    "Groups",
+    "best",
+    "best_in_groups",
+    "counterparts",
+    "frames",
+    "group",
+    "runs",
+    "spans",
+    "stretches",
+    "windows",
+]

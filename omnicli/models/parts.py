@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from omnicli.models.timescale import EPSILON
-from omnicli.types import MediaTokens, Modality
+from omnicli.types import MediaTokens, Modality, Selection
 
 SALIENCY = "saliency"
 PAIR_SALIENCY = "pair_saliency"
@@ -132,6 +132,34 @@ class EncodedClip:
             next_position=positions[:, -self.last_run :].max().item() + 1,
             max_position=positions.max().item(),
             time_scale=scale,
+        )
+
+    def stretch(self, rows: slice) -> EncodedClip:
+        """Return some consecutive tokens as a clip of their own that begins where this one does.
+
+        Positions in time (of sound: on every axis) move together; rows and columns of pictures stay. Text behind the
+        stretch follows its largest position.
+
+        Raises
+        ------
+        ValueError
+            ``rows`` holds no token.
+        """
+        index = torch.arange(len(self.tokens), device=self.tokens.features.device)[rows]
+        if index.numel() == 0:
+            raise ValueError("a stretch needs at least one token")
+        tokens = self.tokens.select(Selection(index))
+        begin = self.tokens.position_ids[0, :1] if self.origin is None else self.origin
+        times = tokens.position_ids - (tokens.position_ids[0].min() - begin)
+        positions = torch.where(tokens.modality == Modality.AUDIO, times, tokens.position_ids)
+        positions[0] = times[0]
+        last = positions.max().item()
+        return dataclasses.replace(
+            self,
+            tokens=dataclasses.replace(tokens, position_ids=positions),
+            next_position=last + 1,
+            max_position=last,
+            last_run=index.numel(),
         )
 
 

@@ -94,18 +94,24 @@ def layer_lengths(text: int, by_layer: Sequence[Sequence[int]], depth: int) -> l
     return [text + int(kept) for (first, kept), end in spans for _ in range(int(first), end)]
 
 
-def prefill_flops(d: Dimensions, text: int, media: int, by_layer: Sequence[Sequence[int]]) -> dict[str, float | None]:
-    """Return ``{"prefill": of this run, "full_prefill": had all media tokens been kept}``.
+def prefill_flops(
+    d: Dimensions, text: int, media: int, by_layer: Sequence[Sequence[int]], before: Sequence[tuple[int, int]] = ()
+) -> dict[str, float | None]:
+    """Return ``{"prefill": of this run, "full_prefill": had all media tokens been kept, "compress": before it}``.
 
     Parameters
     ----------
+    before : sequence of (positions, layers)
+        What the LLM read to choose the tokens, from an empty cache each time, its head not asked.
     text, media : int
         Text tokens, and media tokens before any selection.
     by_layer : sequence of (first_layer, media tokens)
         How many media tokens each range of layers worked on.
     """
     pruned = prefill(d, layer_lengths(text, by_layer, d.depth))
-    return {"prefill": pruned.flops, "full_prefill": prefill(d, [text + media] * d.depth).flops}
+    asked = TRUE.flops_per_mac * sum(layers * layer_macs(d, length) for length, layers in before)
+    whole = prefill(d, [text + media] * d.depth).flops
+    return {"prefill": pruned.flops, "full_prefill": whole, "compress": float(asked)}
 
 
 def scoring_macs(d: Dimensions, length: int, *, queries: int = 1, keys: bool = False) -> int:

@@ -92,10 +92,7 @@ def parts(
     audio = int(max(stem, positions * facts.audio.position_values * item))
     per_group = media.height * media.width // facts.patch**2
     maps = 3 * 4 * min(MAP_ELEMENTS, max(patches * per_group, int(positions**2)))  # scores, softmax, and a copy
-    length, chunk = kept + TEXT_TOKENS, min(CHUNK, kept + TEXT_TOKENS)
-    mlp = 4 * d.intermediate_size + 2 * facts.experts_per_token * d.hidden_size
-    chunked = chunk * (6 * d.hidden_size + max(mlp, 3 * d.query_width + 4 * d.kv_width)) * item
-    spread = 2 * length * d.query_width * item if d.heads > d.kv_heads else 0  # keys and values repeated for all heads
+    length = kept + TEXT_TOKENS
     return {
         "weights": weights.total,
         "encoder_weights": weights.encoders,
@@ -103,22 +100,44 @@ def parts(
         "tokens": n * token,
         "kept": kept * token + length * d.hidden_size * item,
         "kv": 2 * d.depth * (per_layer + TEXT_TOKENS + config.generate.max_new_tokens) * d.kv_width * item,
-        "prefill": chunked + spread + weights.restored,
+        "prefill": _reading(facts, length, item) + weights.restored,
+        "asking": _asking(facts, config, media, weights, n=n, item=item),
         "frames": BATCHES_AHEAD * 3 * pixels + (DECODER_FRAMES * media.source_pixels * 3 // 2 if media.frames else 0),
         "hidden": length * (2 * d.hidden_size + 2 * d.head_dim) * item,
     }
+
+
+def _reading(facts: Facts, length: int, item: int) -> int:
+    """Return the working memory of reading ``length`` positions, a chunk at a time."""
+    d, chunk = facts.llm, min(CHUNK, length)
+    mlp = 4 * d.intermediate_size + 2 * facts.experts_per_token * d.hidden_size
+    chunked = chunk * (6 * d.hidden_size + max(mlp, 3 * d.query_width + 4 * d.kv_width)) * item
+    spread = 2 * length * d.query_width * item if d.heads > d.kv_heads else 0  # keys and values repeated for all heads
+    return chunked + spread
+
+
+def _asking(facts: Facts, config: Config, media: Media, weights: Weights, *, n: int, item: int) -> int:
+    """Return the bytes of a stretch of the ``n`` tokens that the LLM reads before the choice; 0: it reads none."""
+    d = facts.llm
+    if (first := config.compressor.reads_first(d.depth)) is None:
+        return 0
+    layers, stretch_s = first
+    seconds = max(media.audio_s, media.last_frame_s or 0.0, stretch_s)
+    length = min(n, int(n * stretch_s / seconds) + 1) + TEXT_TOKENS
+    copies = 3 * length * d.hidden_size * (1 + facts.levels) * item
+    return copies + 2 * layers * length * d.kv_width * item + _reading(facts, length, item) + weights.restored
 
 
 def _peak(parts: dict[str, int], selecting: int, whole: bool, offload: bool) -> int:
     """Return the largest sum of what is alive at the same time, where the model computes.
 
     Encoding: weights, tokens so far, working memory. Assembling: the tokens twice. Choosing: tokens, the copies that
-    are kept, and the method's own. Reading: tokens, copies, KV cache, and a chunk's working memory; hidden states of
+    are kept, and the method's own, or the stretch that the LLM reads for it. Reading: tokens, copies, KV cache, and a chunk's working memory; hidden states of
     all positions where a method prunes inside the LLM (``whole``).
     With ``offload`` only the weights that work are there.
     """
     encoding = parts["tokens"] + max(parts["encoders"], parts["tokens"])
-    choosing = parts["tokens"] + parts["kept"] + selecting
+    choosing = parts["tokens"] + max(parts["kept"], parts["asking"]) + selecting
     reading = parts["tokens"] + parts["kept"] + parts["kv"] + parts["prefill"] + (parts["hidden"] if whole else 0)
     llm = parts["weights"] - parts["encoder_weights"]
     if offload:

@@ -8,7 +8,7 @@ sum of the tensors that are alive at the same time (`peaks`), plus constants for
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from omnicli.config.config import DEFAULT_MODEL, Config
@@ -64,6 +64,7 @@ class Plan:
     parts : dict of str to int
         Bytes: ``weights``, ``encoder_weights`` (of them, those of the encoders), ``encoders`` (working memory),
         ``tokens`` (encoded, captures included), ``kept`` (copies for the LLM), ``kv``, ``prefill`` (working memory),
+        ``asking`` (a stretch that the LLM reads before the choice, where a method asks it),
         ``hidden`` (of all positions, where a method prunes inside the LLM), ``frames`` (decoded frames waiting, and
         the decoder).
     host, device : int or None
@@ -132,6 +133,7 @@ def make_plan(info: MediaInfo, config: Config) -> Plan:
         values = facts.parameters[size]
     else:
         folder, _ = loading.find_folder(name)
+        config = replace(config, compressor=config.compressor.bind(folder))
         checkpoint.check_weights(name, folder)
         values = checkpoint.count_weights(folder, facts.loads, facts.skips)
     return plan_for(info, config, facts, values, name)

@@ -1,7 +1,8 @@
 """AVOC: question relevance and cross-modal importance, then temporal-aware diversity within a budget per modality.
 
-Source: "AVOC" (arXiv 2606.24286), section 3, equations 1-9. Its weights are not public; without a scorer trained for
-the model the projections are the identity, and the report says so.
+Source: "AVOC" (arXiv 2606.24286), section 3, equations 1-9. Its weights are not public. Without a scorer trained for
+the model the LLM itself is asked: the clip is read in stretches by its first layers, and a token's score is what the
+prompt's last token attends to there (ours, no paper's). Identity projections are for comparison.
 
 Both scores are means of attention logits, and a mean is linear: the mean over the question (or over the other
 modality's tokens of a block) is taken before the product, which turns O(N d^2) into O(d^2 + N d) without changing the
@@ -15,21 +16,24 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import Self
 
 from omnicli.compress.base import MODALITIES, everything
 from omnicli.compress.budget import Budgeted
+from omnicli.compress.groups import spans
 from omnicli.compress.ops import finite, row_chunks, sums_by, zscore
 from omnicli.compress.tammr import ta_mmr
 from omnicli.compress.weights import beside, load_weights
 from omnicli.errors import ConfigError
-from omnicli.types import MediaTokens, Query, Selection
+from omnicli.types import Backbone, MediaTokens, Query, Selection
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+AUTO, BACKBONE, IDENTITY = "auto", "backbone", "identity"
 
 SCORER_FILE = "avoc_scorer.safetensors"
 """A scorer of this name in a model's folder is used by ``scorer: auto``."""
@@ -179,15 +183,21 @@ class Avoc(Budgeted):
     Parameters
     ----------
     scorer : str
-        ``identity``; a scorer file (safetensors, see `Projections`); or ``auto``: the one beside the model, else
-        identity.
+        A scorer file (safetensors, see `Projections`); ``backbone``: the LLM's own attention; ``identity``: untrained
+        projections; or ``auto``: the file ``avoc_scorer.safetensors`` beside the model, else the backbone.
+    stretch_s : float
+        Seconds that the backbone reads at a time. Memory and time grow with it.
+    scorer_layers : float
+        Share of the LLM's layers, from the first, that the backbone's score is the mean of; above 0 and at most 1.
     diversity : float
         Weight of the penalty on tokens similar to those already chosen, 0 to 1.
     radius : int
         Blocks up to this far apart are compared.
     """
 
-    scorer: str = "auto"
+    scorer: str = AUTO
+    stretch_s: float = 60.0
+    scorer_layers: float = 0.5
     diversity: float = 0.15
     radius: int = 3
 
@@ -203,15 +213,29 @@ class Avoc(Budgeted):
             found.append(f"diversity: must be between 0 and 1, not {self.diversity:g}")
         if self.radius < 0:
             found.append(f"radius: must not be negative, not {self.radius}")
-        if self.scorer not in ("auto", "identity") and not Path(self.scorer).expanduser().is_file():
-            found.append(f"scorer: {self.scorer} is neither auto, identity nor a file")
+        if self.scorer not in (AUTO, BACKBONE, IDENTITY) and not Path(self.scorer).expanduser().is_file():
+            found.append(f"scorer: {self.scorer} is neither {AUTO}, {BACKBONE}, {IDENTITY} nor a file")
+        if not self.stretch_s > 0:
+            found.append(f"stretch_s: must be above 0, not {self.stretch_s:g}")
+        if not 0 < self.scorer_layers <= 1:
+            found.append(f"scorer_layers: must be above 0 and at most 1, not {self.scorer_layers:g}")
+        for name in ("stretch_s", "scorer_layers"):
+            if getattr(self, name) != getattr(Avoc, name) and self.scorer not in (AUTO, BACKBONE):
+                found.append(f"{name}: only the scorer {BACKBONE} reads stretches, not {self.scorer}")
         return found
+
+    def reads_first(self, depth: int) -> tuple[int, float] | None:
+        """Return what the backbone reads; ``auto`` counts as it until `bind` has found a scorer."""
+        return (self._layers(depth), self.stretch_s) if self.scorer in (AUTO, BACKBONE) else None
+
+    def _layers(self, depth: int) -> int:
+        return max(1, round(self.scorer_layers * depth))
 
     def bind(self, model_folder: Path) -> Self:
         """Return the method with the scorer in the model's folder, if it is to choose one and there is one."""
-        if self.scorer != "auto":
+        if self.scorer != AUTO:
             return self
-        return dataclasses.replace(self, scorer=beside(model_folder, SCORER_FILE, "identity"))
+        return dataclasses.replace(self, scorer=beside(model_folder, SCORER_FILE, AUTO))
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Score all tokens, then choose within each modality.
@@ -223,13 +247,13 @@ class Avoc(Budgeted):
         ConfigError
             The scorer file does not fit the model.
         """
-        projections, report = self._projections(tokens)
-        score = finite(scores(tokens.features, tokens.modality, tokens.window, query.embeddings, projections))
+        score, scorer = self._scores(tokens, query)
+        report, notes = {"scorer": scorer}, self._notes(scorer)
         mass = [float(score[tokens.modality == kind].clamp_min(0).sum()) for kind, _ in MODALITIES]
         budget = self.budget(tokens, (mass[0], mass[1]))
-        report = {"budget": budget.to_dict(), **report}
+        report |= {"budget": budget.to_dict()}
         if budget.total == len(tokens):
-            return everything(tokens, **report)
+            return dataclasses.replace(everything(tokens, **report), notes=notes)
         kept = []
         for kind, name in MODALITIES:
             own = tokens.indices(kind)
@@ -243,11 +267,38 @@ class Avoc(Budgeted):
                 rows=own,
             )
             kept.append(own[chosen])
-        return Selection(torch.cat(kept).sort().values, report=report)
+        return Selection(torch.cat(kept).sort().values, report=report, notes=notes)
 
-    def _projections(self, tokens: MediaTokens) -> tuple[Projections | None, dict[str, Any]]:
-        if self.scorer in ("auto", "identity"):
-            return None, {"scorer": "identity"}
+    def _scores(self, tokens: MediaTokens, query: Query) -> tuple[Tensor, str]:
+        """Return the combined score (N,) float32 of each token, and what gave it."""
+        if self.scorer == BACKBONE or (self.scorer == AUTO and query.backbone is not None):
+            return self._asked(tokens, query.backbone), BACKBONE
+        projections, name = self._projections(tokens)
+        return finite(scores(tokens.features, tokens.modality, tokens.window, query.embeddings, projections)), name
+
+    def _asked(self, tokens: MediaTokens, backbone: Backbone | None) -> Tensor:
+        """Return what the prompt's last token attends to (N,) float32, as z-scores of each modality."""
+        if backbone is None:
+            raise ConfigError(f"{self.name}.scorer: {BACKBONE} needs the LLM, which is not at hand here")
+        attention = backbone.attention(spans(tokens, self.stretch_s), range(self._layers(backbone.depth)))
+        score = torch.zeros_like(finite(attention))
+        for kind, _ in MODALITIES:
+            score += zscore(attention, tokens.modality == kind)
+        return score
+
+    def _notes(self, scorer: str) -> tuple[str, ...]:
+        """Return what to say of a scorer that was not trained for the model."""
+        if scorer == IDENTITY:
+            return (f"{self.name}: untrained projections (scorer: {IDENTITY}) choose little better than chance",)
+        if self.scorer == AUTO:
+            return (
+                f"{self.name}: no scorer trained for this model, using the LLM's own attention (scorer: {BACKBONE})",
+            )
+        return ()
+
+    def _projections(self, tokens: MediaTokens) -> tuple[Projections | None, str]:
+        if self.scorer in (AUTO, IDENTITY):
+            return None, IDENTITY
         path = Path(self.scorer).expanduser()
         projections = load_projections(path)
         width = tokens.features.shape[1]
@@ -255,7 +306,7 @@ class Avoc(Budgeted):
             raise ConfigError(
                 f"{self.name}.scorer: {path.name} is for models of width {projections.w_q.shape[0]}, not {width}"
             )
-        return projections.to(tokens.features.device), {"scorer": path.name}
+        return projections.to(tokens.features.device), path.name
 
 
 def load_projections(path: Path) -> Projections:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from omnicli.compress.base import everything
-from omnicli.compress.methods.avoc import Avoc
+from omnicli.compress.methods.avoc import BACKBONE, Avoc
 from omnicli.compress.streaming import Stream
 from omnicli.types import MediaTokens, Query, Selection
 
@@ -16,6 +16,20 @@ class AvocStream(Avoc):
     """Choose as AVOC does, block by block as they arrive, in memory bounded by the budget instead of the clip."""
 
     criterion: ClassVar[str] = "as avoc, by what has been seen so far"
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the fields."""
+        found = super().problems()
+        if self.scorer == BACKBONE:
+            found.append(f"scorer: a film that is still coming in cannot be read by the {BACKBONE}; use avoc")
+        for name in ("stretch_s", "scorer_layers"):
+            if getattr(self, name) != getattr(Avoc, name):
+                found.append(f"{name}: only avoc's scorer {BACKBONE} reads stretches")
+        return found
+
+    def reads_first(self, depth: int) -> tuple[int, float] | None:
+        """Return None: the LLM is never asked."""
+        return None
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Feed the clip's blocks to a `Stream`.
@@ -27,9 +41,10 @@ class AvocStream(Avoc):
         ConfigError
             The scorer file does not fit the model, or the settings leave nothing of what the clip holds.
         """
-        projections, report = self._projections(tokens)
+        projections, scorer = self._projections(tokens)
+        notes = self._notes(scorer)
         if self.budget(tokens).total == len(tokens):
-            return everything(tokens, **report)
+            return replace(everything(tokens, scorer=scorer), notes=notes)
         order = None
         if not bool((tokens.window[1:] >= tokens.window[:-1]).all()):
             order = tokens.window.argsort(stable=True)
@@ -39,7 +54,7 @@ class AvocStream(Avoc):
         budget, kept = stream.budget(), stream.finish()
         if order is not None:
             kept = order[kept].sort().values
-        return Selection(kept, report={"budget": budget.to_dict(), **report})
+        return Selection(kept, report={"budget": budget.to_dict(), "scorer": scorer}, notes=notes)
 
 
 __all__ = ["AvocStream"]
