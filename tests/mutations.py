@@ -175,6 +175,12 @@ MUTATIONS = [
     ),
     Mutation(
         "omnicli/compress/max_min.py",
+        "out.mul_(scale[:, :, None] * scale[:, None, :])",
+        "out.mul_(scale[:, :, None]).mul_(scale[:, None, :])",
+        "tests/compress/methods/test_divprune.py",
+    ),
+    Mutation(
+        "omnicli/compress/max_min.py",
         "torch.threshold_(out, SAME, 0.0)",
         "torch.threshold_(out, -1.0, 0.0)",
         "tests/compress/methods/test_divprune.py",
@@ -621,6 +627,18 @@ MUTATIONS = [
         "omnicli/media/sampling.py",
         'shown = max(0, int(np.searchsorted(times, start, side="right")) - 1)',
         'shown = max(0, int(np.searchsorted(times, start, side="right")))',
+        "tests/media/test_sampling.py",
+    ),
+    Mutation(
+        "omnicli/media/sampling.py",
+        "many = max(total if rate is None else total / rate * fps, _LEAST)",
+        "many = total if rate is None else total / rate * fps",
+        "tests/media/test_sampling.py",
+    ),
+    Mutation(
+        "omnicli/media/sampling.py",
+        "<= 2 * CLOCK_TOLERANCE_S else rate",
+        "<= 0 else rate",
         "tests/media/test_sampling.py",
     ),
     Mutation(

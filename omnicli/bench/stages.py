@@ -112,13 +112,12 @@ def _parts(
     film_s = {"probe": info.duration_s}
     decoded = DecodeStats()
     if info.video is not None and info.frames is not None and start < info.frames.end_s:
-        wanted = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, start, end)
+        wanted = sampling.wanted_times(info.frames, settings, start, end)
         size = model.frame_size(
             info.video.width,
             info.video.height,
             len(wanted),
-            min_pixels=settings.min_pixels,
-            max_pixels=settings.max_pixels,
+            **sampling.pixel_bounds(settings, len(wanted)),
         )
         frames = partial(video.read_frames, info, wanted, *size, device=str(model.device))
         held = [rgb for _, rgb in itertools.islice(frames(), HELD_FRAMES)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from omnicli.compress.groups import Groups
-from omnicli.compress.ops import EPS, SAME, finite, row_chunks, unit
+from omnicli.compress.ops import EPS, SAME, finite, gram, row_chunks, unit
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ MEMORY = 128 * 2**20
 """Bytes of distances at once. A group that needs more is walked without its matrix."""
 
 _GRAM = 16 * 2**20  # bytes of fp32 rows that one product reads
+
+_GRID = 2.0**26  # steps of a unit row's component per 1: float64 sums of products are exact in any order
 
 
 def max_min_picks(features: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
@@ -175,9 +177,9 @@ def _picks(features: Tensor, at: Tensor, k: int, weights: Tensor | None, padding
 
 def _distances(rows: Tensor, out: Tensor) -> None:
     """Write cosine distances (B, n, n) of fp32 ``rows`` (B, n, D)."""
-    torch.bmm(rows, rows.transpose(1, 2), out=out)
+    gram(rows, out)
     scale = 1 / (finite(out.diagonal(dim1=1, dim2=2).sqrt()) + EPS)
-    out.mul_(scale[:, :, None]).mul_(scale[:, None, :]).neg_().add_(1)
+    out.mul_(scale[:, :, None] * scale[:, None, :]).neg_().add_(1)  # one factor, or (i, j) and (j, i) round apart
     torch.threshold_(out, SAME, 0.0)
 
 
@@ -185,15 +187,16 @@ def _long(features: Tensor, at: Tensor, k: int, weight: Tensor | None) -> Tensor
     """Return the picks (k,) of one group in order, with a running minimum instead of the matrix.
 
     A score only ever falls. So a few tokens with the highest scores can be played among themselves, exactly, until the
-    best of them falls to what the best token left out had before; then all scores are brought up to date at once.
+    best of them falls to what the best token left out had before; then all scores are brought up to date at once. The
+    same distance is worked out in blocks of different shapes, so products are exact (see `_GRID`).
     """
     n = at.numel()
-    x = torch.empty(n, features.shape[1], device=features.device)
+    x = torch.empty(n, features.shape[1], dtype=torch.float64, device=features.device)
     for part in row_chunks(n, features.shape[1], limit=_GRAM):
-        x[part] = unit(features[at[part]])
+        x[part] = unit(features[at[part]]).double().mul_(_GRID).round_()
     finite(x.sum())
     nearest = torch.full((n,), torch.inf, device=x.device)
-    for part in row_chunks(n, n, limit=MEMORY // 4):
+    for part in row_chunks(n, n, itemsize=8, limit=MEMORY // 4):
         # The matrix is symmetric: what this part's rows say about later columns they need not be told again.
         block = _between(x[part], x[part.start :])
         block.diagonal().fill_(torch.inf)
@@ -206,7 +209,7 @@ def _long(features: Tensor, at: Tensor, k: int, weight: Tensor | None) -> Tensor
     found, few = 1, 32
     fresh = order[0]
     while found < k:
-        for part in row_chunks(n, fresh.numel(), limit=MEMORY // 4):
+        for part in row_chunks(n, fresh.numel(), itemsize=8, limit=MEMORY // 4):
             near = _between(x[part], x[fresh]).amin(1) * factor[part]
             score[part] = torch.minimum(score[part], near)
         score[fresh] = -torch.inf
@@ -237,8 +240,8 @@ def _play(distance: Tensor, score: Tensor, weight: Tensor, bound: float, k: int)
 
 
 def _between(a: Tensor, b: Tensor) -> Tensor:
-    """Return cosine distances (m, n) of unit rows."""
-    return torch.threshold_((a @ b.T).neg_().add_(1), SAME, 0.0)
+    """Return cosine distances (m, n) float32 of unit rows in steps of the grid."""
+    return torch.threshold_((a @ b.T).mul_(-(_GRID**-2)).add_(1).float(), SAME, 0.0)
 
 
 __all__ = ["MEMORY", "max_min_picks", "pick_in_groups"]

@@ -21,6 +21,8 @@ SAME = 2e-6
 EPS = 1e-8
 """What is added to a row's length before dividing by it."""
 
+_FEW = 16  # rows whose products are cheap one row at a time
+
 
 def row_chunks(n: int, width: int, itemsize: int = 4, limit: int = CHUNK_BYTES) -> Iterator[slice]:
     """Yield slices that cover ``n`` rows, each of at most ``limit`` bytes when a row has ``width`` items."""
@@ -48,6 +50,30 @@ def unit(features: Tensor, eps: float = EPS) -> Tensor:
     """Return rows (..., D) as fp32 of length 1; ``eps`` is added to the length, so a zero row stays zero."""
     rows = features.float()
     return rows / (rows.norm(dim=-1, keepdim=True) + eps)
+
+
+def gram(rows: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the products (B, n, n) of fp32 ``rows`` (B, n, D) with one another, symmetric to the last bit.
+
+    A matrix product may add up (i, j) in another order than (j, i), and a small one that of a row in another order than
+    that of its copy. An exact tie would be decided by that instead of by the lower index.
+    """
+    many, n, _ = rows.shape
+    out = rows.new_empty(many, n, n) if out is None else out
+    if n <= _FEW:
+        for i in range(n):
+            out[:, i] = (rows[:, i, None] * rows).sum(-1)
+        return out
+    torch.bmm(rows, rows.transpose(1, 2), out=out)
+    return out.copy_(torch.minimum(out, out.transpose(1, 2)))
+
+
+def first_largest(values: Tensor, slack: float | Tensor = SAME) -> Tensor:
+    """Return where the largest value of the last axis is (...); of those within ``slack`` of it the first.
+
+    For cosines that are equal but for the order in which a product adds up.
+    """
+    return (values >= values.amax(-1, keepdim=True) - slack).byte().argmax(-1)
 
 
 def distances(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -82,4 +108,16 @@ def zscore(values: Tensor, where: Tensor) -> Tensor:
     return torch.where(flat, zero, centred / torch.where(flat, torch.ones_like(variance), variance).sqrt())
 
 
-__all__ = ["CHUNK_BYTES", "EPS", "SAME", "distances", "finite", "row_chunks", "sums_by", "unit", "zscore"]
+__all__ = [
+    "CHUNK_BYTES",
+    "EPS",
+    "SAME",
+    "distances",
+    "finite",
+    "first_largest",
+    "gram",
+    "row_chunks",
+    "sums_by",
+    "unit",
+    "zscore",
+]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from omnicli.compress.groups import Groups, best_in_groups, group
-from omnicli.compress.ops import CHUNK_BYTES, SAME, distances, finite, row_chunks, unit
+from omnicli.compress.ops import CHUNK_BYTES, SAME, distances, finite, first_largest, gram, row_chunks, unit
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def density_peaks(x: Tensor, neighbours: int, *, ties_by_index: bool = True) -> 
     n = x.shape[1]
     if n == 1:
         return torch.ones(x.shape[:2], device=x.device)
-    distance = 1 - x @ x.transpose(1, 2)
+    distance = 1 - gram(x)
     distance = torch.where(distance < SAME, torch.zeros_like(distance), distance)
     own = torch.eye(n, dtype=torch.bool, device=x.device)
     distance = distance.masked_fill(own, torch.inf)
@@ -150,10 +150,10 @@ def nearest(features: Tensor, rows: Tensor, among: Tensor) -> tuple[Tensor, Tens
     for part in _blocks(rows.numel(), QUERIES):
         x = unit(features[rows[part]], EPS)
         for block in _blocks(among.numel(), KEYS):
-            value, at = (x @ unit(features[among[block]], EPS).T).max(1)
-            better = value > top[part]
-            top[part] = torch.where(better, value, top[part])
-            place[part] = torch.where(better, at + block.start, place[part])
+            cosine = x @ unit(features[among[block]], EPS).T
+            value = cosine.amax(1)
+            place[part] = torch.where(value > top[part] + SAME, first_largest(cosine) + block.start, place[part])
+            top[part] = torch.maximum(top[part], value)
     finite(top)
     return top, place
 

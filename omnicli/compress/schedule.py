@@ -3,7 +3,7 @@
 Relative to the retention R, layers up to the first drop read ``encoder`` x R of the tokens, each drop takes ``growth``
 times as much as the one before, and no media is left after the late layer. One unknown, the size of the first drop,
 follows from the mean over all layers being R; it is proportional to R, so the ratios serve any R and both modalities.
-(SEATS, section 4.2.1, table 2 and equations 2 and 3)
+(SEATS, section 4.2.1 with table 2, appendix A with equations 2 and 3)
 """
 
 from __future__ import annotations

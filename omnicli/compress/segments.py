@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from omnicli.compress.groups import Groups, best_in_groups, group
-from omnicli.compress.ops import row_chunks, unit
+from omnicli.compress.ops import SAME as SAME_COSINE
+from omnicli.compress.ops import first_largest, gram, row_chunks, unit
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def density_peaks(x: Tensor) -> Tensor:
 def _squared(x: Tensor, square: Tensor, part: slice) -> Tensor:
     """Return squared distances over D (B, p, m) from the rows ``part`` of ``x`` (B, m, D) to all its rows."""
     both = square[:, part, None] + square[:, None, :]
-    distance = both - 2 * (x[:, part] @ x.transpose(1, 2))
+    whole = part.stop - part.start == x.shape[1]
+    distance = both - 2 * (gram(x) if whole else x[:, part] @ x.transpose(1, 2))
     distance = distance.masked_fill_(distance < SAME * both, 0.0)
     distance.diagonal(part.start, 1, 2).zero_()
     return distance / x.shape[-1]
@@ -198,7 +200,8 @@ def merge_segments(
                 values = features[rows[places]].float()
                 # A candidate's own length scales all its cosines alike.
                 cosine = (values @ towards).unflatten(-1, (a, q)).masked_fill_(~there[:, None], -torch.inf)
-                joins = torch.zeros_like(cosine).scatter_(-1, cosine.argmax(-1, keepdim=True), 1.0)
+                slack = SAME_COSINE * values.norm(dim=-1)[..., None, None]
+                joins = torch.zeros_like(cosine).scatter_(-1, first_largest(cosine, slack)[..., None], 1.0)
                 if not itself:
                     joins *= (block[places][..., None] != torch.arange(a, device=device))[..., None]
                 # A product, not index_add_, whose order of adding is not fixed on GPUs.

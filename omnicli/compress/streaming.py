@@ -318,12 +318,12 @@ class _Side:
         mean = (self._sum / max(1, self._count)).float()
         shift = mean - self._origin
         along, size = self._vectors @ shift, self._products.diagonal()
-        centred = self._products - along[:, None] - along + shift @ shift
+        centred = self._products - (along[:, None] + along) + shift @ shift  # symmetric to the last bit
         square = centred.diagonal().clone()
         # What is left of a token that equals the mean is rounding, not a direction.
         noise = torch.maximum(1e-5 * (size + shift @ shift), (1e-6 * mean.norm()).square())
         scale = torch.where(square > noise, square.clamp_min(1e-30).rsqrt(), 0.0)
-        return centred.mul_(scale).mul_(scale[:, None]).clamp_(0, 1)
+        return centred.mul_(scale * scale[:, None]).clamp_(0, 1)
 
     def _solve(self) -> None:
         """Give the live tokens the penalties of a greedy choice among them.

@@ -22,8 +22,14 @@ class MediaConfig:
         Frames per second to look at.
     max_frames : int or None
         Films with more frames than that are sampled uniformly; None: no limit.
+    sampling : clock or linspace
+        ``clock``: the first frame at or after each step of the film's clock. ``linspace``: an even number of frames,
+        counted out evenly from the first to the last, as the papers' scripts did.
     min_pixels, max_pixels : int or None
         Bounds of a frame's size in pixels for the encoder; None: the model's own.
+    total_pixels : int or None
+        Lowers ``max_pixels`` for films of many frames to twice this over their number, though not below 1.05 times
+        ``min_pixels``, as the papers' scripts did; None: no limit.
     start, end : float or None
         Seconds in the file between which is read; None: from its beginning, to its end.
     audio : auto, on or off
@@ -52,8 +58,10 @@ class MediaConfig:
 
     fps: float = 1.0
     max_frames: int | None = None
+    sampling: Literal["clock", "linspace"] = "clock"
     min_pixels: int | None = None
     max_pixels: int | None = None
+    total_pixels: int | None = None
     start: float | None = None
     end: float | None = None
     audio: Literal["auto", "on", "off"] = "auto"
@@ -70,7 +78,7 @@ class MediaConfig:
         problems = []
         if not self.fps > 0:
             problems.append(f"fps: must be above 0, not {self.fps:g}")
-        for name in ("max_frames", "min_pixels", "max_pixels", "subtitle_tokens"):
+        for name in ("max_frames", "min_pixels", "max_pixels", "total_pixels", "subtitle_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name}: must be at least 1, not {value}")

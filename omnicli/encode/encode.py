@@ -196,14 +196,13 @@ class _Video:
         info, settings, model, span, decoder = film.info, film.settings, film.model, film.span, film.decoder
         if info.video is None or info.frames is None or span[0] >= info.frames.end_s:
             return
-        wanted = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, *span)
+        wanted = sampling.wanted_times(info.frames, settings, *span)
         self._wanted = len(wanted)
         self.size = model.frame_size(
             info.video.width,
             info.video.height,
             len(wanted),
-            min_pixels=settings.min_pixels,
-            max_pixels=settings.max_pixels,
+            **sampling.pixel_bounds(settings, len(wanted)),
         )
         batches = -(-len(wanted) // model.video_batch)
         stretches = decoder.stretches(batches) if stretches is None else stretches

@@ -251,13 +251,12 @@ def read(info: MediaInfo, settings: MediaConfig, facts: Facts) -> Media:
         raise MediaError(f"{info.path}: lasts {info.duration_s:.2f} s; there is nothing from {start:g} s on")
     frames, size, last, source, inside, audio_s = 0, (0, 0), None, 0, 0, 0.0
     if info.video is not None and info.frames is not None and start < info.frames.end_s:
-        times = sampling.frame_times(info.frames.time_s, settings.fps, settings.max_frames, start, end)
+        times = sampling.wanted_times(info.frames, settings, start, end)
         frames = len(times)
-        bounds = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+        bounds = sampling.pixel_bounds(settings, frames)
         size = facts.frame_size(info.video.width, info.video.height, frames, **bounds)
-        last = float(times[(frames - 1) // facts.frame_group * facts.frame_group])
-        if settings.clock == "nominal":
-            last = start + (frames - 1) / settings.fps
+        group = (frames - 1) // facts.frame_group * facts.frame_group
+        last = start + group / facts.nominal_fps if settings.clock == "nominal" else float(times[group])
         source = info.video.coded_width * info.video.coded_height
         inside = int(((info.frames.time_s >= start) & (info.frames.time_s < end)).sum())
     if settings.audio != "off" and info.audio_span is not None and start < info.audio_span[1]:

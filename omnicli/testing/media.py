@@ -30,6 +30,8 @@ def attributes(t: Trial) -> Iterator[str]:
         yield f"facts.video_batch {facts.video_batch} is no multiple of frame_group {facts.frame_group}"
     if not min(facts.window_s, facts.audio_tokens_per_s, facts.positions_per_s, m.nominal_fps) > 0:
         yield "window_s, audio_tokens_per_s, positions_per_s and nominal_fps must be above 0"
+    if facts.nominal_fps != m.nominal_fps:
+        yield f"facts.nominal_fps is {facts.nominal_fps:g}, nominal_fps {m.nominal_fps:g}"
     if facts.family != m.family:
         yield f"facts are those of {facts.family}"
 

@@ -2,7 +2,7 @@
 
 Forward, only the K best-scored tokens of each modality can be attended to; backward, their flags are those of the
 Gumbel-softmax relaxation at temperature 1 (straight-through). Each step draws its own retention. TA-MMR is off in
-training, encoders are frozen (AVOC, arXiv 2606.24286, section 3.5); unlike the paper's second stage the LLM is frozen
+training, encoders are frozen (AVOC, arXiv 2606.24286, section 4.1); unlike the paper's second stage the LLM is frozen
 as well, since it has been trained on random subsets already.
 """
 

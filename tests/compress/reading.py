@@ -37,6 +37,12 @@ def pairs() -> list[str]:
     return list(found.values())
 
 
+def lightest() -> list[str]:
+    """Return the presets; of those that are only another model's shares of the same method the smallest share."""
+    found = {name.split("-qwen3")[0].rpartition("-")[0]: name for name in reversed(PRESETS) if name.endswith("-qwen3")}
+    return [name for name in PRESETS if not name.endswith("-qwen3") or name in found.values()]
+
+
 @cache
 def model(family: str, layers: int = 28):
     """Return tiny random weights of a family, with so many layers."""

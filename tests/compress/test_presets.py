@@ -22,7 +22,7 @@ def test_every_family_has_a_tiny_model_here():
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("preset", reading.PRESETS)
+@pytest.mark.parametrize("preset", reading.lightest())
 def test_a_presets_layers_read_what_it_asks_for(preset):
     method = config.load_config(preset).compressor
     clip = reading.random_clip("qwen2-5-omni")
@@ -80,7 +80,58 @@ def test_parity_presets_are_official_where_there_is_a_released_code():
     for preset in config.list_presets():
         made = config.load_config(preset.name)
         if preset.name.startswith("parity/") and not preset.method.startswith(("avoc", "omac")):
-            assert made.compressor.params()["mode"] == "official" and made.media.clock == "nominal", preset.name
+            assert made.compressor.params()["mode"] == "official", preset.name
+            assert (made.media.clock, made.media.sampling) == ("nominal", "linspace"), preset.name
         else:
             assert made.compressor.params().get("mode", "clean") == "clean", preset.name
-            assert made.media.clock == "true" and made.media.audio_limit is None
+            assert (made.media.clock, made.media.sampling) == ("true", "clock")
+            assert made.media.audio_limit is None and made.media.total_pixels is None
+
+
+PAIRS_OF_SEATS = {
+    "qwen2.5": {35: (0.30, 0.65), 25: (0.20, 0.55), 15: (0.10, 0.45), 10: (0.06, 0.35)},
+    "qwen3": {35: (0.32, 0.70), 25: (0.22, 0.60), 15: (0.12, 0.50), 10: (0.07, 0.45)},
+}
+"""Shares of pictures and sound by R (SEATS, table 7, both selected)."""
+
+ROWS = {
+    "seats": ((35, 25, 15, 10), (35, 25, 15, 10)),
+    "divprune-om": ((35, 25, 15, 10), (35, 25, 15, 10)),
+    "visionzip-om": ((35, 25, 15, 10), (35, 25, 15, 10)),
+    "fastv-om": ((35, 25, 15), (35, 25, 15)),
+    "divprune": ((35, 25), (35, 25, 15)),
+    "visionzip": ((35, 25), (35, 25, 15)),
+    "fastv": ((35, 25), (35, 25)),
+    "fastvid": ((35, 25), (35, 25)),
+    "dycoke": ((35,), (35,)),
+    "omnizip": ((), (35,)),
+}
+"""R of each method on Qwen2.5-Omni and on Qwen3-Omni (SEATS, tables 3, 7 and 8)."""
+
+
+def test_parity_presets_hold_the_pairs_and_frames_of_seats_on_both_models():
+    of_seats = {p.name for p in config.list_presets() if "SEATS's scripts" in p.description}
+    expected = set()
+    for i, (model, tail, side) in enumerate((("qwen2.5", "", 28), ("qwen3", "-qwen3", 32))):
+        for method, rows in ROWS.items():
+            for r in rows[i]:
+                name = f"parity/{method}-{r}{tail}"
+                expected.add(name)
+                made = config.load_config(name)
+                params, media = made.compressor.params(), made.media
+                if method == "dycoke":  # no share of sound: what whole sound leaves for pictures, at least 1 of 4
+                    assert params["retention_video"] == {"qwen2.5": 0.25, "qwen3": 0.2929}[model]
+                else:
+                    pair = (params["retention_video"], params["retention_audio"])
+                    assert pair == PAIRS_OF_SEATS[model][r], name
+                assert params.get("temperature") == (0.3 if (method, model) == ("seats", "qwen3") else None)
+                assert (media.fps, media.max_frames, media.audio_limit) == (2, 128, 300)
+                pixels = (media.min_pixels, media.max_pixels, media.total_pixels)
+                assert pixels == tuple(n * side**2 for n in (128, 144, 24576)), name
+    assert of_seats == expected
+
+
+def test_dycokes_share_on_qwen3_is_what_whole_sound_leaves():
+    kept = 0.32 * 288 + 0.70 * 26
+    assert (kept - 26) / 288 == pytest.approx(0.2929, abs=5e-5)
+    assert int((4 * 0.2929 - 1) / 3 * 144) == 8

@@ -334,8 +334,10 @@ def test_of_a_large_file_head_tail_and_places_between_are_looked_at(tmp_path):
 OTHER = {
     "fps": 0.5,
     "max_frames": 3,
+    "sampling": "linspace",
     "min_pixels": 100,
     "max_pixels": 10_000,
+    "total_pixels": 30_000,
     "start": 0.5,
     "end": 3.0,
     "audio": "off",

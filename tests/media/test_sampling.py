@@ -1,10 +1,14 @@
 import math
+from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from omnicli.config.settings import MediaConfig
+from omnicli.media import sampling
 from omnicli.media.align import format_seconds, window_index
-from omnicli.media.sampling import frame_times, smart_resize
+from omnicli.media.sampling import frame_times, linspace_times, mean_rate, pixel_bounds, smart_resize
 
 
 def naive(times, fps, start, end):
@@ -60,6 +64,99 @@ def test_at_least_one_frame():
     assert frame_times(slow, 1.0, None, 3, 5).tolist() == [0]  # on screen at 3 s
     assert frame_times(slow + 7, 1.0, None, 3, 5).tolist() == [7]
     assert frame_times(np.zeros(0), 1.0).size == 0
+
+
+def released(total: int, rate: float, fps: float, max_frames: int | None, first: int = 0) -> list[int]:
+    """Numbers of the frames that the papers' loader takes: the formula, a step at a time."""
+    n = total / rate * fps
+    n = max(n, 4)
+    n = min(n, total if max_frames is None else max_frames)
+    n = min(n, total)
+    n = int(n) - int(n) % 2
+    last = first + total - 1
+    if n == 1:
+        return [first]
+    exact = [Fraction(first) + Fraction(last - first) * i / (n - 1) for i in range(n)]
+    return [round(x) for x in exact]  # halves to even
+
+
+RATES = {"24": 24.0, "25": 25.0, "30": 30.0, "12.5": 12.5, "23.976": 24000 / 1001, "29.97": 30000 / 1001, "1": 1.0}
+
+
+@pytest.mark.parametrize("stamps", ["exact", "milliseconds"])
+@pytest.mark.parametrize("name", list(RATES))
+def test_linspace_takes_the_frames_of_the_papers_loader(name, stamps):
+    rate = RATES[name]
+    for total in (2, 3, 4, 5, 7, 50, 61, 1440, 1500, 1501, 1523, 1800, 1829, 3596, 100_003):
+        times = np.arange(total) / rate
+        end = total / rate
+        if stamps == "milliseconds":
+            times, end = np.floor(times * 1000) / 1000, round(end, 3)
+        got_rate = mean_rate(times, end)
+        if total > 61:
+            assert got_rate == rate
+        for fps, max_frames in ((2.0, 128), (2.0, 256), (2.0, 768), (2.0, None), (1.0, 33)):
+            got = linspace_times(times, fps, max_frames, rate=got_rate)
+            assert got.tolist() == times[released(total, rate, fps, max_frames)].tolist(), (total, fps, max_frames)
+
+
+def test_linspace_counts_pairs_where_the_clock_counts_steps():
+    for total, rate, clock, counted in (
+        (1829, 30.0, 122, 120),
+        (210, 30.0, 14, 14),
+        (213, 30.0, 15, 14),
+        (9, 30, 1, 4),
+    ):
+        times = np.arange(total) / rate
+        assert len(frame_times(times, 2.0, 128)) == clock
+        assert len(linspace_times(times, 2.0, 128, rate=mean_rate(times, total / rate))) == counted
+    chosen = linspace_times(np.arange(1829) / 30, 2.0, 128, rate=30.0)
+    assert chosen[0] == 0 and chosen[-1] == 1828 / 30  # the clock's last one is 60.5 s
+
+
+def test_linspace_in_a_span_counts_its_frames_at_the_films_rate():
+    times = np.arange(3000) / 25
+    got = linspace_times(times, 2.0, 128, 10.0, 31.0, rate=25.0)
+    assert got.tolist() == times[released(525, 25.0, 2.0, 128, 250)].tolist() and len(got) == 42
+    # 10 s at 10 a second, then 10 s at 40: a mean of 25, at which 400 frames are 16 s and 100 are 4 s
+    varying = np.concatenate([np.arange(100) / 10, 10 + np.arange(400) / 40])
+    rate = mean_rate(varying, 20.0)
+    assert rate == 25.0 and len(linspace_times(varying, 2.0, rate=rate)) == 40
+    assert [len(linspace_times(varying, 2.0, None, *span, rate=rate)) for span in ((0, 10), (10, 20))] == [8, 32]
+
+
+def test_linspace_of_next_to_nothing():
+    slow = np.array([0.0, 10.0, 20.0])
+    assert linspace_times(slow, 1.0, None, 3, 5, rate=0.1).tolist() == [0]  # on screen at 3 s
+    assert linspace_times(slow, 1.0, rate=0.1).tolist() == [0, 20]  # three are no whole number of pairs
+    assert linspace_times(slow[:1], 1.0, rate=None).tolist() == [0]
+    assert linspace_times(slow, 1.0, 1, rate=None).tolist() == [0]
+    assert linspace_times(np.zeros(0), 1.0, rate=None).size == 0
+    assert mean_rate(slow[:1], 10.0) is None and mean_rate(np.zeros(0), 0.0) is None
+    assert mean_rate(slow, 30.0) == pytest.approx(0.1) and mean_rate(np.array([0.0, 0.3, 7.1]), 9.0) == 1 / 3
+    for args in ((0.0,), (1.0, 0), (1.0, None, 5.0, 5.0)):
+        with pytest.raises(ValueError):
+            linspace_times(np.arange(10.0), *args, rate=1.0)
+
+
+def test_settings_say_which_sampling():
+    times = np.arange(1829) / 30
+    table = SimpleNamespace(time_s=times, end_s=1829 / 30)
+    for settings, count in ((MediaConfig(fps=2), 122), (MediaConfig(fps=2, sampling="linspace"), 120)):
+        assert len(sampling.wanted_times(table, settings, 0.0, 1829 / 30)) == count
+
+
+def test_total_pixels_lower_the_size_of_many_frames():
+    """The table of SEATS's limits: 144 tokens a frame up to 341 frames, 134.4 from 366 on."""
+    papers = MediaConfig(min_pixels=128 * 784, max_pixels=144 * 784, total_pixels=24576 * 784)
+    for frames in (1, 2, 3, 128, 256, 340, 341, 342, 350, 364, 365, 366, 384, 768):
+        cap = min(144 * 784, max(min(768 * 784, 24576 * 784 / frames * 2), int(1.05 * 128 * 784)))
+        assert pixel_bounds(papers, frames) == {"min_pixels": 128 * 784, "max_pixels": int(cap)}
+    for frames, size in ((341, (9 * 28, 16 * 28)), (384, (8 * 28, 15 * 28)), (768, (8 * 28, 15 * 28))):
+        high = pixel_bounds(papers, frames)["max_pixels"]
+        assert smart_resize(720, 1280, 28, 128 * 784, high) == size
+    assert pixel_bounds(MediaConfig(), 9) == {"min_pixels": None, "max_pixels": None}
+    assert pixel_bounds(MediaConfig(total_pixels=1000), 10) == {"min_pixels": None, "max_pixels": 200}
 
 
 @pytest.mark.parametrize("args", [(0.0,), (-1.0,), (math.nan,), (math.inf,), (1.0, 0), (1.0, None, 5.0, 5.0)])

@@ -342,3 +342,4 @@ def test_every_family_says_whether_it_has_a_clock(folders):
         model = load_model(folders[kind], "cpu")
         clip = tiny.encode(model, None, (), tiny.sound(2.0))
         assert facts.clocked == (clip.origin is not None)
+        assert facts.nominal_fps == model.nominal_fps

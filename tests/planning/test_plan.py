@@ -21,6 +21,10 @@ from omnicli.planning.peaks import Weights
 from tests.support import films, tiny, tiny_minicpm, tiny_qwen3
 
 GIB = 1 << 30
+PAPERS = tuple(
+    f"media.{text}"
+    for text in ("fps=3", "sampling=linspace", "max_frames=11", "clock=nominal", "total_pixels=30000", "audio=off")
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,9 @@ def room(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["qwen2.5", "full", "qwen3", "minicpm"])
-@pytest.mark.parametrize("sets", [(), ("media.fps=3", "media.start=1.3", "media.end=6.4"), ("media.audio=off",)])
+@pytest.mark.parametrize(
+    "sets", [(), ("media.fps=3", "media.start=1.3", "media.end=6.4"), ("media.audio=off",), PAPERS]
+)
 def test_tokens_positions_and_weights_are_those_of_the_run(models, film, kind, sets, room):
 
     model = loading.load_model(models[kind], "cpu")
@@ -68,6 +74,8 @@ def test_tokens_positions_and_weights_are_those_of_the_run(models, film, kind, s
     assert sum(plan.encoded) == len(clip.tokens)
     used = answer_film.media.used
     assert (plan.media.frames, plan.media.width, plan.media.height) == (used.frames, used.width, used.height)
+    if sets == PAPERS:  # 58 frames of 8 a second: 21.75, of them at most 11, in pairs; the last frame begins at 7.125 s
+        assert used.frames == 10 and used.width * used.height <= 6000
     before = len(model.prompt("", video=clip.video, audio=clip.audio).before)
     assert abs(plan.position - MARKS + before - clip.max_position) <= 2
     weights = (getattr(model, "thinker", None) or model.parts).parameters()

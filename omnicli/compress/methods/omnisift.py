@@ -51,7 +51,8 @@ class OmniSIFT(Published):
     ones those most similar to the same cell of the frame before, uncompressed. Sound tokens are scored by the selector,
     which reads the surviving pictures of their chunk. The question plays no part.
 
-    The official mode drops rounded-down numbers in chunks of two frames, counted by the model's time positions. All
+    The official mode drops rounded-down numbers in chunks of two frames, counted by the model's time positions; a
+    chunk's second frame of another size than its first keeps all its tokens. All
     sound after the last chunk's beginning belongs to it; sound before the first chunk, alone in its chunk, or without
     surviving pictures stays whole, so sound without film is not compressed at all. Not reproduced: kept sound is
     multiplied there by a number that is 1 up to bf16 rounding, and silent clips end in an error.
@@ -106,7 +107,7 @@ class OmniSIFT(Published):
         chunks = _by_position(tokens) if official else _by_window(tokens)
         by_frame, by_chunk = chunks.by_frame, chunks.by_chunk
         video, audio = self.ratios(tokens) if official else (0.0, 0.0)
-        left = by_frame.sizes - _floors(by_frame.sizes, video) if official else spread(plan.video, by_frame.sizes)
+        left = _left(chunks, video) if official else spread(plan.video, by_frame.sizes)
         kept = best_in_groups(-finite(redundancy(tokens.features, chunks)), by_frame, left)
         kept_video = group(by_frame.rows[kept], chunks.of_frame[by_frame.index[kept]])
 
@@ -188,6 +189,18 @@ def _floors(sizes: Tensor, ratio: float) -> Tensor:
     """Return how many tokens of each group go where ``ratio`` stays: rounded down."""
     # 1 - ratio may be a hair below the share it stands for.
     return (sizes.double() * (1 - min(1.0, max(0.0, ratio))) + 1e-9).long()
+
+
+def _left(chunks: Chunks, ratio: float) -> Tensor:
+    """Return how many tokens of each frame (F,) stay in official mode.
+
+    A chunk's second frame that differs in size from its first has nothing to be compared with and stays whole.
+    """
+    sizes, at = chunks.by_frame.sizes, chunks.of_frame
+    left = sizes - _floors(sizes, ratio)
+    unlike = torch.zeros_like(sizes, dtype=torch.bool)
+    unlike[1:] = (at[1:] == at[:-1]) & (sizes[1:] != sizes[:-1])
+    return torch.where(unlike, sizes, left)
 
 
 def redundancy(features: Tensor, chunks: Chunks) -> Tensor:

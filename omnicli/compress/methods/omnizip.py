@@ -41,7 +41,8 @@ class OmniZip(Published):
     with the same number; settings are shares that stay, and its shares discarded are 1 minus them. Its rule cannot keep
     less than 0.25 nor more than 0.65 of the pictures in a run that has sound, and may miss the total. A modality told
     to stay whole does (the released code would still drop 0.35 of the pictures). Silent films, which stop that code
-    with an error, have their pictures thinned evenly. At least one token of each thinned frame stays.
+    with an error, have their pictures thinned evenly; where there are no pictures, what an anchor takes up is ranked by
+    its cosine to the anchor. At least one token of each thinned frame stays.
 
     Parameters
     ----------
@@ -164,10 +165,10 @@ class OmniZip(Published):
         if anchors.numel() == 0 or rows.numel() == 0:
             return None
         video = tokens.indices(Modality.VIDEO)
-        if video.numel() == 0 and tokens.saliency is not None:
+        if self.mode == "official":  # without pictures: how near each is to the anchor that it goes to
+            score, _ = nearest(tokens.features, rows, video if video.numel() else anchors)
+        elif video.numel() == 0 and tokens.saliency is not None:
             score = tokens.saliency[rows].float()
-        elif self.mode == "official":
-            score, _ = nearest(tokens.features, rows, video)
         else:
             score = likeness_to_window(tokens, rows)
         return merged_into(tokens.features, anchors, rows, score, self.group)

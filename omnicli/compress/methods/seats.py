@@ -45,7 +45,8 @@ class Seats(Published):
         Layer, counted from 1, after which all media tokens go; ``auto``: by the model's depth, or ``off``.
     temperature : float or None
         Of the softmax that shares a layer's budget among windows; the smaller, the more it follows the question. None:
-        1 in clean mode, where relevances are z-scores, and 0.1 in official mode, where they are raw probabilities.
+        1 in clean mode, where relevances are z-scores, and 0.1 in official mode, where they are raw probabilities. The
+        released script for Qwen3-Omni says 0.3, as do the presets ``parity/seats-35-qwen3`` and so on.
     keep_kv : bool or None
         Whether the layers before a drop keep keys and values of what was dropped, so that the whole answer can read
         them and not only its first token; costs the memory of those layers' full caches. None: true in clean mode,
@@ -97,7 +98,7 @@ class Seats(Published):
     # ---- before the LLM: stage I ----
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
-        """Choose within each window of each modality (section 3.2); the question plays no part yet.
+        """Choose within each window of each modality (section 4.1); the question plays no part yet.
 
         Raises
         ------
@@ -188,7 +189,7 @@ class Seats(Published):
         return drops, late
 
     def prune(self, layer: int, view: LayerView) -> Tensor:
-        """Choose within windows by the question's attention (section 3.3, equations 1 and 3)."""
+        """Choose within windows by the question's attention (sections 4.2.2 and 4.2.3, equation 1)."""
         if view.encoded is not None and self._idle(*view.encoded):
             return torch.arange(len(view.media), device=view.media.features.device)
         drops, late = self._boundaries(view.depth)

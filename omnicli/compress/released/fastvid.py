@@ -60,18 +60,17 @@ def _truncated(ratio: float, sizes: Tensor, layout: Layout, context: float) -> Q
 def _per_segment(ratio: float, sizes: Tensor, layout: Layout, context: float) -> Quotas:
     """Return salient tokens and peaks of each frame (F,) as the port for Qwen2.5-VL counts them.
 
-    A segment's budget goes to its valid frames alone, the first of them and the last anchors get what does not divide,
-    and what exceeds a frame or half of it is lost.
+    A segment's budget goes to its valid frames alone, the first of them and the last anchors get what does not divide.
+    Merged tokens are at most half of their frame, salient ones what those leave of it; what exceeds that is lost.
     """
     keep = layout.total(_shares(ratio, sizes))
     merged = torch.minimum((keep.double() * context).long().clamp_min(1), keep)
     salient, frames_, anchors = keep - merged, layout.total(layout.valid.long()), layout.total(layout.anchor.long())
     first = salient // frames_ + (layout.place < salient % frames_).long()
-    first = torch.minimum(first, sizes) * layout.valid
     later = layout.total(layout.anchor.long()) - 1 - _anchors_before(layout)
     last = merged // anchors + (later < merged % anchors).long()
-    cap = torch.minimum((sizes // 2).clamp_min(1), sizes - first)
-    return first, torch.minimum(last, cap) * layout.anchor
+    last = torch.minimum(last, (sizes // 2).clamp_min(1)) * layout.anchor
+    return torch.minimum(first, sizes - last) * layout.valid, last
 
 
 def _anchors_before(layout: Layout) -> Tensor:

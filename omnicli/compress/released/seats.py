@@ -20,7 +20,7 @@ AUDIO_WINDOW = 50
 """Sound tokens of a window, whatever the model."""
 
 TEMPERATURE = 0.1
-"""Of the softmax over the windows' raw attention."""
+"""Of the softmax over the windows' raw attention, in the paper and for Qwen2.5-Omni; for Qwen3-Omni it is 0.3."""
 
 
 def entering_quotas(tokens: MediaTokens, ratios: tuple[float, float], encoder: float) -> list[tuple[Tensor, Groups]]:
@@ -100,7 +100,8 @@ def level_repair(shares: Tensor, sizes: Tensor, total: int) -> Tensor:
     """Bring whole ``shares`` (G,) to ``total`` as SEATS's released loop does one token at a time, in closed form.
 
     A surplus is taken from the largest share (the first of equal ones; shares of 1 stay), a lack is given to the
-    smallest share that has room (the first of equal ones). Stops where nothing can move. (SEATS, section 3)
+    smallest share that has room (the first of equal ones). Stops where nothing can move. (SEATS, section 4.2.2, where
+    the paper hands out what is left in proportion to relevance)
 
     Returns
     -------

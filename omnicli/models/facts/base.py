@@ -126,6 +126,8 @@ class Facts(abc.ABC):
     """Positions of the sound tower's transformer per second."""
     clocked: ClassVar[bool] = True
     """Whether positions follow time; else they count tokens."""
+    nominal_fps: ClassVar[float] = 1.0
+    """`OmniModel.nominal_fps`, which ``media.clock: nominal`` lays pictures out with."""
     through_host: ClassVar[bool] = True
     """Whether weights pass through host memory as a whole on their way to a device."""
 

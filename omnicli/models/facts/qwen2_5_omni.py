@@ -63,6 +63,7 @@ class Qwen25OmniFacts(QwenOmniFacts):
     dummies: ClassVar[dict[str, str]] = {"qwen2.5-omni-7b": "7b", "qwen2.5-omni-3b": "3b"}
     parameters: ClassVar[dict[str, int]] = {"7b": 8_931_813_888, "3b": 4_703_464_448}
     skips: ClassVar[tuple[str, ...]] = ("talker.", "token2wav.")
+    nominal_fps: ClassVar[float] = 2.0
     defaults: ClassVar[Preprocessing] = Preprocessing()
 
     @classmethod

@@ -110,6 +110,42 @@ def test_picks_are_those_of_the_slow_loop(seed, weighted, monkeypatch):
             assert max_min_picks(x, k, weight).tolist() == expected
 
 
+def tie(n: int, i: int, j: int, width: int) -> torch.Tensor:
+    """Rows of halves and quarters of which ``i`` and ``j`` are each other's nearest and farther apart than any others.
+
+    All others lie near one axis; the two lie near another one and have lengths that no float holds.
+    """
+    rows = torch.zeros(n, width)
+    rows[:, 0] = 4
+    rows[torch.arange(n), 2 + torch.arange(n)] = 0.25
+    rows[i, :2], rows[j, :2] = torch.tensor([0.0, 1.25]), torch.tensor([0.0, 2.75])
+    rows[i, 2 + i], rows[j, 2 + j] = 1.5, -1.75
+    return rows
+
+
+@pytest.mark.parametrize("memory", [max_min.MEMORY, 60], ids=["matrix", "running minimum"])
+def test_an_exact_tie_goes_to_the_lower_index(memory, monkeypatch):
+    monkeypatch.setattr(max_min, "MEMORY", memory)
+    rows = [(-0.25, -0.25, -1.5), (0.5, -0.25, 0.25), (0.25, -0.75, -1), (1, -0.75, 0), (1.75, -0.75, 0.5)]
+    assert max_min_picks(torch.tensor([rows]), 1).tolist() == [[0]]
+    for n in range(5, 24):  # small products add up a pair in two orders
+        for i, j in ((0, n - 1), (1, 2), (n - 2, n - 1)):
+            assert max_min_picks(tie(n, i, j, 40)[None], 1).tolist() == [[i]], (n, i, j)
+
+
+@pytest.mark.parametrize("memory", [max_min.MEMORY, 60], ids=["matrix", "running minimum"])
+@pytest.mark.parametrize("width", [8, 64, 2048])
+def test_of_copies_the_first_is_picked(memory, width, monkeypatch):
+    monkeypatch.setattr(max_min, "MEMORY", memory)
+    g = torch.Generator().manual_seed(6)
+    for n in (3, 5, 6, 7, 9, 10, 11, 23):
+        x = torch.randn(1, n, width, generator=g)
+        x[0, n - n // 2 :] = x[0, : n // 2]
+        different = n - n // 2
+        assert max_min_picks(x, different).tolist() == [list(range(different))], n
+        assert max_min_picks(x.repeat(1, 40, 1), different).tolist() == [list(range(different))], n
+
+
 def test_weights_decide_and_zero_ones_come_last():
     x = torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(1))
     weight = torch.zeros(1, 9)

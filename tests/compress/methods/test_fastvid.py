@@ -90,7 +90,8 @@ def literal(tokens: MediaTokens, method: FastVID) -> tuple[list[int], dict[int, 
                     plain[f] = min(size[f], each + (i < more))
                 each, more = divmod(context, len(a))
                 for i, f in enumerate(reversed(a)):
-                    peaks[f] = min(each + (i < more), max(1, size[f] // 2), size[f] - plain[f])
+                    peaks[f] = min(each + (i < more), max(1, size[f] // 2))
+                    plain[f] = min(plain[f], size[f] - peaks[f])
     salient = {i for f, rows_ in enumerate(frames) for i in sorted(rows_, key=lambda i: (-attention[i], i))[: plain[f]]}
     chosen: dict[int, list[int]] = {}
     for a in anchors:
@@ -265,9 +266,24 @@ def test_what_does_not_divide_goes_to_the_first_frames_and_the_last_anchors():
     salient, peaks = counts(0.15, torch.tensor([40, 40, 40, 40, 4, 8]))  # 6 6 6 6 1 1: 16 + 10
     assert salient.tolist() == [4, 3, 0, 3, 3, 3]
     assert peaks.tolist() == [3, 0, 0, 3, 0, 4]
-    salient, peaks = counts(0.9, torch.full((6,), 8))  # 42: 26 + 16, at most 8 and 4 of a frame
-    assert salient.tolist() == [6, 5, 0, 5, 5, 5]
-    assert peaks.tolist() == [2, 0, 0, 3, 0, 3]
+    salient, peaks = counts(0.9, torch.full((6,), 8))  # 42: 26 + 16, merged at most 4 of a frame, salient the rest
+    assert salient.tolist() == [4, 5, 0, 4, 5, 4]
+    assert peaks.tolist() == [4, 0, 0, 4, 0, 4]
+
+
+def test_merged_tokens_come_before_salient_ones_where_a_frame_cannot_hold_both():
+    """Port for Qwen2.5-VL: 5 like frames of 36 tokens at .2392 are 8 each, 40 in the last: 16 merged, 24 salient."""
+    tokens = clip(blocks=5, frames=1, audio=0, rows=6, cols=6)
+    still = dataclasses.replace(tokens, features=tokens.features / 1000 + tokens.features[:1])
+    ignoring = {"segments": 1, "threshold": 0.5, "ignore": 0.95}
+    method = FastVID(mode="official", retention_video=0.2392, audio="intact", **ignoring)
+    selection = method.compress(still, query())
+    assert selection.report["budget"] == {"video": 36, "audio": 0} and selection.report["merged"] == 16
+    one = lay_out(torch.zeros(0), 1, 0.5, 4, 0.95)
+    # 1 of 1; 2 of 2 and 3 of 3 would be more merged than half
+    for n, expected in ((1, (0, 1)), (2, (1, 1)), (3, (2, 1)), (8, (5, 3))):
+        pair = released.quotas(1.0, torch.tensor([n]), one, 0.4, by_segment=True)
+        assert tuple(int(q) for q in pair) == expected
 
 
 def test_needs_follow_the_mode():

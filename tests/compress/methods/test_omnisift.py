@@ -97,6 +97,9 @@ def literal(tokens: MediaTokens, method: OmniSIFT, judge) -> list[int]:
         video, audio = (1 - r for r in method.ratios(tokens))
         quota = {t: len(f) - int(len(f) * video + 1e-9) for t, f in frames.items()}
         pairs = [times[i : i + 2] for i in range(0, len(times), 2)]
+        for first, second in (pair for pair in pairs if len(pair) == 2):
+            if len(frames[first]) != len(frames[second]):
+                quota[second] = len(frames[second])
         chunks, kept = [], [i for i in rows[Modality.AUDIO] if not times or clock[i] < times[0]]
         for n, pair in enumerate(pairs):
             end = pairs[n + 1][0] if n + 1 < len(pairs) else float("inf")
@@ -165,6 +168,15 @@ def test_official_counts_of_the_released_defaults():
     assert torch.unique(kept.start_s[pictures], return_counts=True)[1].tolist() == [44] * 6
     assert torch.bincount(kept.window[~pictures]).tolist() == [35] * 3
     assert len(kept) / len(tokens) == pytest.approx(0.364, abs=5e-4)
+
+
+def test_an_official_second_frame_of_another_size_stays_whole():
+    tokens = timed(clip(blocks=3, frames=2, audio=0, rows=3, cols=4))
+    cut = ~((tokens.window == 1) & (tokens.start_s == 3.0) & (tokens.row == 2))  # the second frame of the second chunk
+    tokens = tokens.select(Selection(torch.nonzero(cut).flatten()))
+    method = OmniSIFT(mode="official", retention_video=0.5, retention_audio=0.5)
+    kept = tokens.select(method.compress(tokens, query()))
+    assert torch.unique(kept.start_s, return_counts=True)[1].tolist() == [6, 6, 6, 8, 6, 6]
 
 
 def test_all_trailing_sound_belongs_to_the_last_official_chunk():
