@@ -64,7 +64,13 @@ def test_a_layer_equals_counting_every_product(d, length, causal):
 
 def test_all_tokens_in_all_layers_is_the_full_prefill():
     found = prefill_flops(SMALL, 2, 9, [[0, 9]])
-    assert found == {"prefill": found["full_prefill"], "full_prefill": 2 * (3 * layer_macs(SMALL, 11) + 4 * 5)}
+    whole = 2 * (3 * layer_macs(SMALL, 11) + 4 * 5)
+    assert found == {"prefill": whole, "full_prefill": whole, "compress": 0}
+
+
+def test_what_is_read_before_the_choice_has_layers_but_no_head():
+    found = prefill_flops(SMALL, 2, 9, [[0, 3]], [(7, 2), (5, 2)])
+    assert found["compress"] == 2 * 2 * (layer_macs(SMALL, 7) + layer_macs(SMALL, 5))
 
 
 def test_pruned_layers_are_added_up_range_by_range():

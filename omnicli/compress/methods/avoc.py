@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import Self
 
-from omnicli.compress.base import MODALITIES, everything
+from omnicli.compress.base import MODALITIES, counts, everything
 from omnicli.compress.budget import Budgeted
 from omnicli.compress.groups import spans
 from omnicli.compress.ops import finite, row_chunks, sums_by, zscore
@@ -280,6 +280,8 @@ class Avoc(Budgeted):
         """Return what the prompt's last token attends to (N,) float32, as z-scores of each modality."""
         if backbone is None:
             raise ConfigError(f"{self.name}.scorer: {BACKBONE} needs the LLM, which is not at hand here")
+        if self.total_of(*counts(tokens).values()) >= len(tokens):  # all stay: nothing to ask for
+            return torch.zeros(len(tokens), device=tokens.features.device)
         attention = backbone.attention(spans(tokens, self.stretch_s), range(self._layers(backbone.depth)))
         score = torch.zeros_like(finite(attention))
         for kind, _ in MODALITIES:

@@ -204,7 +204,7 @@ def test_scorer_files(tmp_path):
 
 
 def test_auto_takes_the_scorer_beside_the_model(tmp_path):
-    assert Avoc().bind(tmp_path).scorer == "identity"
+    assert Avoc().bind(tmp_path).scorer == "auto"
     save_file(projections().to_dict(), tmp_path / SCORER_FILE)
     bound = Avoc().bind(tmp_path)
     assert bound.compress(clip(), query()).report["scorer"] == SCORER_FILE
@@ -247,3 +247,98 @@ def test_broken_embeddings_are_an_error_not_an_answer():
 def test_impossible_settings_are_config_errors(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Avoc(**bad)
+
+
+# ---- the LLM as scorer ----
+
+
+class Backbone:
+    """Attends to what it is told to, and remembers what it was asked."""
+
+    depth = 6
+
+    def __init__(self, attention: torch.Tensor) -> None:
+        self.given, self.asked = attention, []
+
+    def attention(self, stretches, layers):
+        self.asked.append((stretches, layers))
+        return self.given
+
+
+def asking(attention: torch.Tensor) -> tuple[Backbone, Query]:
+    backbone = Backbone(attention)
+    return backbone, dataclasses.replace(query(), backbone=backbone)
+
+
+def test_the_llms_attention_is_z_scored_by_modality_and_chosen_from_as_ever():
+    tokens = clip()
+    attention = torch.rand(len(tokens), generator=torch.Generator().manual_seed(3)) ** 4
+    backbone, question = asking(attention)
+    chosen = Avoc(scorer="backbone", tokens=12, stretch_s=1.5, scorer_layers=0.34).compress(tokens, question)
+    ((stretches, layers),) = backbone.asked
+    assert layers == range(2)  # of 6, rounded
+    assert [(rows.start, rows.stop) for rows in stretches] == literal_stretches(tokens, 1.5)
+    expected = []
+    for kind, k in ((Modality.VIDEO, 8), (Modality.AUDIO, 4)):
+        own = tokens.indices(kind)
+        score = (attention[own] - attention[own].mean()) / attention[own].std(unbiased=False)
+        picked = greedy_ta_mmr(grid_vectors(tokens.features[own]), score, tokens.window[own], k, 0.15, 3)
+        expected += own[picked].tolist()
+    assert chosen.indices.tolist() == sorted(expected)
+    assert chosen.report["scorer"] == "backbone" and chosen.notes == ()
+
+
+def literal_stretches(tokens, seconds):
+    """A stretch ends where a token begins a multiple of ``seconds`` after the first one."""
+    found, begin = [], float(tokens.start_s.min())
+    last = None
+    for i, start in enumerate(tokens.start_s.tolist()):
+        number = max(int((start - begin) // seconds), -1 if last is None else last)
+        if number != last:
+            found.append([i, i])
+        found[-1][1], last = i + 1, number
+    return [tuple(pair) for pair in found]
+
+
+def test_the_llm_is_not_asked_where_everything_stays():
+    backbone, question = asking(torch.rand(len(clip())))
+    assert len(Avoc(scorer="backbone", tokens=len(clip())).compress(clip(), question).indices) == len(clip())
+    assert backbone.asked == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "at_hand", "scorer", "note"),
+    [
+        ({}, True, "backbone", "no scorer trained for this model"),
+        ({}, False, "identity", "untrained"),
+        ({"scorer": "identity"}, True, "identity", "untrained"),
+        ({"scorer": "backbone"}, True, "backbone", ""),
+    ],
+)
+def test_what_scored_is_said(fields, at_hand, scorer, note):
+    question = asking(torch.rand(len(clip())))[1] if at_hand else query()
+    chosen = Avoc(tokens=12, **fields).compress(clip(), question)
+    assert chosen.report["scorer"] == scorer
+    assert (note in " ".join(chosen.notes)) if note else chosen.notes == ()
+
+
+def test_attention_that_is_not_finite_is_told_and_so_is_a_missing_llm():
+    with pytest.raises(ModelError, match="not finite"):
+        Avoc(tokens=12, scorer="backbone").compress(clip(), asking(torch.full((len(clip()),), torch.nan))[1])
+    with pytest.raises(ConfigError, match="not at hand"):
+        Avoc(tokens=12, scorer="backbone").compress(clip(), query())
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"stretch_s": 0.0}, "stretch_s: must be above 0"),
+        ({"scorer_layers": 0.0}, "scorer_layers: must be above 0"),
+        ({"scorer_layers": 1.5}, "scorer_layers: must be above 0 and at most 1"),
+        ({"scorer": "identity", "stretch_s": 30.0}, "stretch_s: only the scorer backbone"),
+        ({"scorer": "identity", "scorer_layers": 1.0}, "scorer_layers: only the scorer backbone"),
+    ],
+)
+def test_wrong_settings_of_the_backbone(fields, told):
+    with pytest.raises(ConfigError, match=told):
+        Avoc(**fields)
