@@ -97,6 +97,18 @@ def test_the_page_names_every_room_once_and_no_other(rooms):
     assert len(rooms) == len(set(rooms)) and set(rooms) == there
 
 
+def test_the_page_names_every_file_of_a_room():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+/)` \| (.*) \|", page, re.M))
+    missing = [
+        str(path.relative_to(PACKAGE))
+        for name, row in rows.items()
+        for path in sorted((PACKAGE / name).glob("*.py"))
+        if path.stem != "__init__" and path.name not in row and not re.search(rf"`{path.stem.split('_')[0]}\*", row)
+    ]
+    assert not missing
+
+
 def test_imports_only_go_downwards(graph, rooms):
     assert sum(map(len, graph.values())) > 500, "imports are found at all"
     assert upward(graph, rooms) == []
