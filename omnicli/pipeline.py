@@ -77,7 +77,7 @@ def ask(
 ) -> Answer | list[Answer]:
     """Answer questions about one film or sound file, which is decoded and encoded once.
 
-    ``ask("film.mp4", "Who speaks last?")`` uses the preset ``avoc`` and the small model that comes with the package.
+    ``ask("film.mp4", "Who speaks last?")`` uses the preset ``auto`` and the small model that comes with the package.
 
     Parameters
     ----------

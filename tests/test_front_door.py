@@ -88,7 +88,7 @@ def test_six_lines_answer(tmp_path, monkeypatch, capsys):
     assert isinstance(answer, omnicli.Answer)
     assert [a.question for a in answers] == ["What is shown?", "Who speaks last?"]
     assert capsys.readouterr().out == f"{answer.answer} {answer.evidence}\n"
-    assert answer.preset == "avoc" and answer.model["name"] == "pocket" and answer.evidence
+    assert answer.preset == "auto" and answer.model["name"] == "pocket" and answer.evidence
     assert (
         answers[0].config["media"]["fps"] == 2 and answers[0].tokens["video"]["kept"] > answer.tokens["video"]["kept"]
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 Quantize = Literal["none", "int8", "int4"]
 
-DEFAULT_PRESET, DEFAULT_MODEL = "avoc", "pocket"
+DEFAULT_PRESET, DEFAULT_MODEL = "auto", "pocket"
 """What is taken where nobody chose."""
 
 
