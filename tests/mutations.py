@@ -240,6 +240,18 @@ MUTATIONS = [
         "tests/compress/test_contract.py",
     ),
     Mutation(
+        "omnicli/compress/methods/evs.py",
+        "pruned = 1 - share\n    return min(n, max(first, int(n * (1 - pruned))))",
+        "return min(n, max(first, int(n * share)))",
+        "tests/compress/methods/test_evs.py",
+    ),
+    Mutation(
+        "omnicli/compress/methods/evs.py",
+        "new.numel() > k:",
+        "new.numel() > k + 64:",
+        "tests/compress/methods/test_evs.py",
+    ),
+    Mutation(
         "omnicli/compress/methods/dycoke.py",
         "_BACK = (0, 1, 2, 1)",
         "_BACK = (0, 1, 2, 3)",
