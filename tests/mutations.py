@@ -252,6 +252,18 @@ MUTATIONS = [
         "tests/compress/methods/test_evs.py",
     ),
     Mutation(
+        "omnicli/compress/methods/vidcom2.py",
+        "near[places] = to_all + nearness(x, means[groups, None])",
+        "near[places] = to_all",
+        "tests/compress/methods/test_vidcom2.py",
+    ),
+    Mutation(
+        "omnicli/compress/outliers.py",
+        "square.argsort(stable=True)[:k]",
+        "square.argsort(stable=True, descending=True)[:k]",
+        "tests/compress/methods/test_vidcom2.py",
+    ),
+    Mutation(
         "omnicli/compress/methods/dycoke.py",
         "_BACK = (0, 1, 2, 1)",
         "_BACK = (0, 1, 2, 3)",

@@ -78,7 +78,7 @@ class EVS(Baseline):
         audio = tokens.indices(Modality.AUDIO)
         earlier = torch.arange(n_audio, device=audio.device) - 1
         if self.mode == "official":
-            share_video, share_audio = self._shares(tokens)
+            share_video, share_audio = self.told(tokens)
             k_video = released_count(video.numel(), _first_frame(tokens), share_video)
             k_audio = released_count(n_audio, min(1, n_audio), share_audio)
         else:
@@ -90,12 +90,6 @@ class EVS(Baseline):
             kept.append(thinned(tokens, k_audio))
         budget = {"video": kept[0].numel(), "audio": kept[1].numel()}
         return Selection(torch.cat(kept).sort().values, report={"budget": budget})
-
-    def _shares(self, tokens: MediaTokens) -> tuple[float, float]:
-        """Return what the official mode is told; a share set for pictures alone reaches it as it was written."""
-        if self.retention_video is not None and self.retention_audio in (None, 1):
-            return self.retention_video, 1.0
-        return self.ratios(tokens)
 
     def _before(self, tokens: MediaTokens) -> tuple[Tensor, Tensor]:
         """Return the picture tokens' rows (n,) and the place of each one's cell in the frame before (n,); -1: none."""
