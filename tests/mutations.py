@@ -264,6 +264,18 @@ MUTATIONS = [
         "tests/compress/methods/test_vidcom2.py",
     ),
     Mutation(
+        "omnicli/compress/methods/dash.py",
+        "begin = torch.cat([change.new_ones(1), ",
+        "begin = torch.cat([change.new_zeros(1), ",
+        "tests/compress/methods/test_dash.py",
+    ),
+    Mutation(
+        "omnicli/compress/released/dash.py",
+        "short = (sizes < 2 * cells)[segment]",
+        "short = (sizes < cells)[segment]",
+        "tests/compress/methods/test_dash.py",
+    ),
+    Mutation(
         "omnicli/compress/methods/dycoke.py",
         "_BACK = (0, 1, 2, 1)",
         "_BACK = (0, 1, 2, 3)",

@@ -1,10 +1,14 @@
-"""How far tokens lie from the middle of theirs, on the channels that vary least. Knows no method."""
+"""How far tokens lie from the middle of theirs, and how alone they are among their neighbours. Knows no method.
+
+What VidCom2, DASH and OmniScope score by.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from omnicli.compress.ops import CHUNK_BYTES, finite, row_chunks
+from omnicli.compress.groups import Groups, best_in_groups
+from omnicli.compress.ops import CHUNK_BYTES, SAME, distances, finite, row_chunks, unit
 from omnicli.utils.lazy import torch
 
 if TYPE_CHECKING:
@@ -44,4 +48,77 @@ def nearness(x: Tensor, centre: Tensor) -> Tensor:
     return torch.stack([(-square / (2 * width)).exp() for width in WIDTHS]).sum(0)
 
 
-__all__ = ["MEMORY", "WIDTHS", "nearness", "steady_channels"]
+def crowding(features: Tensor, groups: Groups, which: Tensor, neighbours: int = 5) -> Tensor:
+    """Return how crowded each token is: the mean of its largest cosines to others of its group.
+
+    Parameters
+    ----------
+    features : Tensor (N, D)
+        All tokens.
+    groups : Groups
+        Frames.
+    which : Tensor (G,) bool
+        Groups to look at.
+    neighbours : int
+        How many cosines; fewer where a group has fewer others. A token alone is not crowded: -1.
+
+    Returns
+    -------
+    Tensor (n,) float32
+        One value per place of ``groups``, 0 in groups that were not looked at.
+
+    Raises
+    ------
+    ModelError
+        Embeddings are not finite.
+    """
+    out = torch.zeros(groups.rows.numel(), device=groups.rows.device)
+    for same_size, places in groups.by_size():
+        inside = places[which[same_size]]
+        n = places.shape[1]
+        if n == 1:
+            out[inside] = -1.0
+            continue
+        for part in row_chunks(len(inside), n * (features.shape[1] + 2 * n), limit=MEMORY):
+            cosine = cosines(unit(features[groups.rows[inside[part]]]))
+            cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+            out[inside[part]] = cosine.topk(min(neighbours, n - 1), dim=2).values.mean(2)
+    return finite(out)
+
+
+def stand_outs(features: Tensor, groups: Groups, other: Tensor, quota: Tensor) -> Tensor:
+    """Return the ascending rows of ``quota`` (F,) tokens of each frame.
+
+    Frames with counterparts keep what changed most against those, the others what is least crowded.
+
+    Parameters
+    ----------
+    features : Tensor (N, D)
+        All tokens.
+    groups : Groups
+        The frames.
+    other : Tensor (n,) int64
+        Place of each token's counterpart in the frame before; -1, for whole frames: none.
+    quota : Tensor (F,) int64
+        Tokens of each frame that stay.
+
+    Raises
+    ------
+    ModelError
+        Embeddings are not finite.
+    """
+    if groups.rows.numel() == 0:
+        return groups.rows
+    score = -crowding(features, groups, other[groups.starts] < 0)
+    temporal = torch.nonzero(other >= 0).flatten()
+    score[temporal] = distances(features, groups.rows[temporal], groups.rows[other[temporal]])
+    return groups.rows[best_in_groups(score, groups, quota)]
+
+
+def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return cosines (B, n, m) of rows of length 1, (B, n, D) and (B, m, D); 1 up to rounding is 1."""
+    cosine = x @ (x if y is None else y).transpose(1, 2)
+    return torch.where(1 - cosine < SAME, torch.ones_like(cosine), cosine)
+
+
+__all__ = ["MEMORY", "WIDTHS", "cosines", "crowding", "nearness", "stand_outs", "steady_channels"]
