@@ -264,6 +264,18 @@ MUTATIONS = [
         "tests/compress/methods/test_vidcom2.py",
     ),
     Mutation(
+        "omnicli/compress/methods/cdpruner.py",
+        "n - n // 2 if rear else n // 2",
+        "n // 2 if rear else n - n // 2",
+        "tests/compress/methods/test_cdpruner.py",
+    ),
+    Mutation(
+        "omnicli/compress/dpp.py",
+        "gain = (gain - new.square())",
+        "gain = (gain - new.abs())",
+        "tests/compress/methods/test_cdpruner.py",
+    ),
+    Mutation(
         "omnicli/compress/methods/dash.py",
         "begin = torch.cat([change.new_ones(1), ",
         "begin = torch.cat([change.new_zeros(1), ",
