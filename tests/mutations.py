@@ -264,6 +264,18 @@ MUTATIONS = [
         "tests/compress/methods/test_vidcom2.py",
     ),
     Mutation(
+        "omnicli/compress/methods/omniscope.py",
+        "factor = torch.where(near, factor.clamp_min(1 + 0.5 * 0.5**away), factor)",
+        "factor = torch.where(near, 1 + 0.5 * 0.5**away, factor)",
+        "tests/compress/methods/test_omniscope.py",
+    ),
+    Mutation(
+        "omnicli/compress/tome.py",
+        "weight = torch.ones_like(self.count) if self._released else self.count",
+        "weight = torch.ones_like(self.count)",
+        "tests/compress/methods/test_omniscope.py",
+    ),
+    Mutation(
         "omnicli/compress/methods/cdpruner.py",
         "n - n // 2 if rear else n // 2",
         "n // 2 if rear else n - n // 2",
