@@ -77,6 +77,12 @@ class Baseline(Published):
         planned = super().plan_of(n_video, n_audio)
         return planned if self.audio == "select" else intact(planned, n_video, n_audio, self.floor)
 
+    def told(self, tokens: MediaTokens) -> tuple[float, float]:
+        """Return `ratios` for released code that knows no sound: a share set for pictures alone stays as it is set."""
+        if self.retention_video is not None and self.retention_audio in (None, 1):
+            return self.retention_video, 1.0
+        return self.ratios(tokens)
+
     def ratios_of(self, n_video: int, n_audio: int) -> tuple[float, float]:
         """Return the shares of the official mode, reallocated as SEATS's code does where sound stays whole."""
         video, audio = super().ratios_of(n_video, n_audio)

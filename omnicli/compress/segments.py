@@ -1,10 +1,11 @@
-"""A film in segments of like frames: where it is cut, its density peaks, and what is merged into them. (FastVID)
+"""A film in segments: where it is cut, its density peaks, and what is merged into them. (FastVID; cuts of sound: DASH)
 
 Knows no method and no budget.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from omnicli.compress.groups import Groups, best_in_groups, group
@@ -23,6 +24,26 @@ SAME = 2e-6
 
 MEMORY = 16 * 2**20
 """Bytes that one batch of frames or segments may need."""
+
+
+def spaced(places: Sequence[int], at: Sequence[float], first: float, least: float) -> list[int]:
+    """Return those of ``places``, ascending, that are at least ``least`` behind the one taken before; greedily.
+
+    Parameters
+    ----------
+    places : sequence of int
+        Where a cut is possible.
+    at : sequence of float
+        Where these are, in seconds or tokens.
+    first : float
+        Where counting begins.
+    """
+    out, last = [], first
+    for place, here in zip(places, at, strict=True):
+        if here - last >= least:
+            out.append(place)
+            last = here
+    return out
 
 
 class Layout(NamedTuple):
@@ -214,4 +235,13 @@ def merge_segments(
     return merged
 
 
-__all__ = ["MEMORY", "Layout", "density_peaks", "lay_out", "merge_segments", "peaks_in_frames", "similarities"]
+__all__ = [
+    "MEMORY",
+    "Layout",
+    "density_peaks",
+    "lay_out",
+    "merge_segments",
+    "peaks_in_frames",
+    "similarities",
+    "spaced",
+]
