@@ -204,7 +204,7 @@ def test_scorer_files(tmp_path):
 
 
 def test_auto_takes_the_scorer_beside_the_model(tmp_path):
-    assert Avoc().bind(tmp_path).scorer == "identity"
+    assert Avoc().bind(tmp_path).scorer == "auto"
     save_file(projections().to_dict(), tmp_path / SCORER_FILE)
     bound = Avoc().bind(tmp_path)
     assert bound.compress(clip(), query()).report["scorer"] == SCORER_FILE
