@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
 
@@ -273,10 +273,10 @@ class Avoc(Budgeted):
             The scorer file does not fit the model.
         """
         score, scorer = self._scores(tokens, query)
-        report, notes = {"scorer": scorer}, self._notes(scorer, tokens)
+        notes = self._notes(scorer, tokens)
         mass = [float(score[tokens.modality == kind].clamp_min(0).sum()) for kind, _ in MODALITIES]
         budget = self.budget(tokens, (mass[0], mass[1]))
-        report |= {"budget": budget.to_dict()}
+        report: dict[str, Any] = {"scorer": scorer, "budget": budget.to_dict()}
         if budget.total == len(tokens):
             return dataclasses.replace(everything(tokens, **report), notes=notes)
         kept = []

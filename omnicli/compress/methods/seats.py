@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from omnicli.compress import schedule
 from omnicli.compress.base import LAST_QUERY_ATTENTION, MODALITIES, OUTPUT_ATTENTION, attention_in, everything
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 AUTO, OFF = "auto", "off"
 
-OURS, ALL_ENTER = "winDivPrune", "none"
+OURS: Final = "winDivPrune"
+ALL_ENTER: Final = "none"
 INSTEAD = {"Random": Random, "VisionZip-om": VisionZip, "OmniZip": OmniZip}
 """Methods that can take the place of stage I, by the names of SEATS's table 5."""
 
@@ -202,7 +203,7 @@ class Seats(Published):
         for kind, name in MODALITIES:
             n = tokens.count(kind)
             shares.append(self._entering(getattr(plan, name), n, level) / n if n else 1.0)
-        budget = {"retention_video": shares[0], "retention_audio": shares[1]}
+        budget: dict[str, Any] = {"retention_video": shares[0], "retention_audio": shares[1]}
         if self.stage_one == "VisionZip-om":
             return VisionZip(audio="select", **budget)
         return OmniZip(**budget) if self.stage_one == "OmniZip" else Random(**budget)
@@ -316,8 +317,8 @@ class Seats(Published):
     def _clean(self, view: LayerView, targets: list[int]) -> Tensor:
         media, attention = view.media, attention_in(view)
         if self.allocation == "global":
-            rows = [media.indices(kind) for kind, _ in MODALITIES]
-            kept = [own[best(attention[own], target)] for own, target in zip(rows, targets, strict=True)]
+            owned = [media.indices(kind) for kind, _ in MODALITIES]
+            kept = [own[best(attention[own], target)] for own, target in zip(owned, targets, strict=True)]
             return torch.cat(kept).sort().values
         _, window = torch.unique(media.window, return_inverse=True)
         count = int(window.max()) + 1 if len(media) else 0
