@@ -350,9 +350,9 @@ def test_without_drops_a_retention_above_what_layers_can_read_is_refused():
 
 
 @pytest.mark.parametrize("guidance", ["none", "visual"])
-@pytest.mark.parametrize("seed", [6, 7])
+@pytest.mark.parametrize("seed", [7, 8])
 def test_other_guidance_shares_sound_by_size_or_by_the_frames_scores(guidance, seed):
-    tokens, question = ragged_for_omac(seed, blocks=12, sounds=9), query(seed=3)
+    tokens, question = ragged_for_omac(seed, blocks=12, sounds=60), query(seed=3)
     method = Omac(retention_video=0.4, retention_audio=0.3, guidance=guidance)
     kept = method.compress(tokens, question).indices
     start, saliency = tokens.start_s.tolist(), tokens.saliency.tolist()
