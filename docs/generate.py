@@ -105,6 +105,9 @@ A published method has two modes. `clean`, the default, keeps its idea and meets
 true time and in fp32; `mode=official` does what the released code does, rounding and quirks included, and is what the
 presets under `parity/` use.
 
+What the papers leave out of their methods to see what it is worth is a setting too, and a preset under `ablation/`,
+which names the paper's table. Each keeps the retention; settings that would do nothing are refused.
+
 | method | selects by | acts | needs the question | source |
 |---|---|---|---|---|
 """

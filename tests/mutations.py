@@ -223,7 +223,7 @@ MUTATIONS = [
     ),
     Mutation(
         "omnicli/compress/methods/avoc.py",
-        "score = (score + zscore(to_other, both)) / 2",
+        "score = (score + zscore(to_other, both)) / (1 + parts[0])",
         "score = score + zscore(to_other, both)",
         "tests/compress/methods/test_avoc.py",
     ),
@@ -424,6 +424,54 @@ MUTATIONS = [
         ".keep[: step + 1]",
         ".keep[:step]",
         "tests/compress/test_depths.py",
+    ),
+    Mutation(
+        "omnicli/compress/methods/seats.py",
+        "first = torch.ones_like(joint) if",
+        "first = joint if",
+        "tests/compress/methods/test_ablations.py",
+    ),
+    Mutation(
+        "omnicli/compress/methods/seats.py",
+        "late, encoder, self._growth).keep",
+        "late, encoder).keep",
+        "tests/compress/methods/test_ablations.py",
+    ),
+    Mutation(
+        "omnicli/compress/methods/seats.py",
+        "return schedule.solve(depth, drops, late).encoder",
+        "return self.encoder",
+        "tests/compress/methods/test_ablations.py",
+    ),
+    Mutation(
+        "omnicli/compress/methods/avoc.py",
+        "/ (1 + parts[0])",
+        "/ 2",
+        "tests/compress/methods/test_ablations.py",
+    ),
+    Mutation(
+        "omnicli/compress/mmr.py",
+        "if int(key[top]) <= bound:",
+        "if not picked and int(key[top]) <= bound:",
+        "tests/compress/test_tammr.py",
+    ),
+    Mutation(
+        "omnicli/compress/methods/omac.py",
+        "return score.clamp_min(FLOOR * float(score.mean()))",
+        "return score",
+        "tests/compress/methods/test_ablations.py",
+    ),
+    Mutation(
+        "omnicli/compress/methods/omnizip.py",
+        '(n_audio > 0) & (self.guidance == "audio")',
+        "(n_audio > 0)",
+        "tests/compress/methods/test_ablations.py",
+    ),
+    Mutation(
+        "omnicli/bench/rows.py",
+        ", convention=PAPERS)",
+        ")",
+        "tests/cli/commands/test_bench.py",
     ),
     Mutation(
         "omnicli/compress/released/seats.py",

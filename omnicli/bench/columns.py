@@ -28,7 +28,8 @@ def _tokens(row: Row, modality: str) -> str:
     return f"{count['encoded']:,} -> {count['kept']:,}"
 
 
-def _median(row: Row, name: str) -> float:
+def median(row: Row, name: str) -> float:
+    """Return the median seconds of a time that rows hold."""
     return float(row["seconds"][name]["median"])
 
 
@@ -42,26 +43,32 @@ COLUMNS = (
     Column("device GiB", lambda r: number(r["peak_memory"]["device_bytes"], GIB), 0),
     Column("host GiB", lambda r: number(r["peak_memory"]["host_bytes"], GIB), 0),
     Column("agrees", lambda r: percent(r["agreement"]), 0),
-    Column("encode s", lambda r: number(_median(r, "encode")), 1),
-    Column("select ms", lambda r: number(_median(r, "compress"), 1e-3), 1),
-    Column("in LLM ms", lambda r: number(_median(r, "select_in_llm"), 1e-3), 1),
-    Column("prefill s", lambda r: number(_median(r, "prefill")), 1),
+    Column("encode s", lambda r: number(median(r, "encode")), 1),
+    Column("select ms", lambda r: number(median(r, "compress"), 1e-3), 1),
+    Column("in LLM ms", lambda r: number(median(r, "select_in_llm"), 1e-3), 1),
+    Column("prefill s", lambda r: number(median(r, "prefill")), 1),
     Column("prefill x", lambda r: times(r["factor"]["prefill"]), 1),
-    Column("1st token s", lambda r: number(_median(r, "time_to_first_token")), 1),
+    Column("1st token s", lambda r: number(median(r, "time_to_first_token")), 1),
     Column("1st token x", lambda r: times(r["factor"]["time_to_first_token"]), 1),
     Column("decode tok/s", lambda r: number((r["decode_tokens_per_s"] or {}).get("median")), 1),
 )
 """Columns of the tables after the preset's name: what is read and what it costs, then what it takes."""
 
 
+PAPER_COUNT = (
+    "TFLOPs as papers on token compression count: one per multiply-add, every token meets every token, the head on all"
+)
+
+
 def sheet(report: dict[str, Any]) -> Sheet:
     """Return the bench in two tables; what went wrong with a row stands in the first one."""
     rows = report["rows"]
-    parts = [_cells(rows, [c for c in COLUMNS if c.part == part], told=part == 0) for part in (0, 1)]
-    return Sheet(parts, _cells(rows, COLUMNS, told=True), [flat(row) for row in rows], facts(report))
+    parts = [make_cells(rows, [c for c in COLUMNS if c.part == part], told=part == 0) for part in (0, 1)]
+    return Sheet(parts, make_cells(rows, COLUMNS, told=True), [flat(row) for row in rows], facts(report))
 
 
-def _cells(rows: Sequence[Row], columns: Sequence[Column], *, told: bool) -> Cells:
+def make_cells(rows: Sequence[Row], columns: Sequence[Column], *, told: bool) -> Cells:
+    """Return a table of these columns after the preset's name; ``told``: what went wrong with a row is in the last."""
     failed = told and any(r["error"] for r in rows)
     out = [["preset", *(c.head for c in columns), *([ERROR] if failed else [])]]
     for row in rows:
@@ -80,7 +87,8 @@ def flat(row: Row) -> dict[str, Any]:
             out[f"{modality}_{key}"] = value
     out |= {"text": row["tokens"]["text"], "generated": row["tokens"]["generated"]}
     out |= {f"retention_{k}": v for k, v in row["retention"].items()}
-    out |= {"prefill_flops": row["flops"]["prefill"], "flops_factor": row["flops"]["factor"]}
+    flops = row["flops"]
+    out |= {"prefill_flops": flops["prefill"], "flops_factor": flops["factor"], "flops_count": flops["count"]}
     out |= row["peak_memory"]
     spreads = {f"{name}_s": found for name, found in row["seconds"].items()}
     for name, found in {**spreads, "decode_tokens_per_s": row["decode_tokens_per_s"] or {}}.items():
@@ -97,6 +105,8 @@ def facts(report: dict[str, Any]) -> list[str]:
         *origin(report),
         f"{rounds(settings)}, presets in turns; {settings['max_new_tokens']} tokens written by each",
     ]
+    if settings["count"] == "paper":
+        lines.append(PAPER_COUNT)
     if good and settings["repeat"] > 1:
         widest = max(good, key=lambda r: _width(r["seconds"]["prefill"]))
         width = 100 * _width(widest["seconds"]["prefill"])
@@ -106,7 +116,7 @@ def facts(report: dict[str, Any]) -> list[str]:
     if good:
         memory = [r["peak_memory"]["encode_device_bytes"] or r["peak_memory"]["encode_host_bytes"] for r in good]
         lines.append(
-            f"shared: film decoded in {number(max(_median(r, 'decode') for r in good))} s; decoding and encoding "
+            f"shared: film decoded in {number(max(median(r, 'decode') for r in good))} s; decoding and encoding "
             f"peaked at {number(max(memory), GIB)} GiB"
         )
     return [*lines, *report["notes"]]

@@ -6,7 +6,8 @@ A bench is one JSON object: ``schema``, ``kind`` ("bench"), ``media`` {name, dur
 - ``preset``, ``method``, ``error`` (null, or why there is nothing else), ``captured``
 - ``tokens`` {video: {encoded, kept}, audio: {encoded, kept}, text, generated, by_layer: [[first layer, media tokens]]}
 - ``retention`` {door, layers}: media tokens that entered the LLM, and their mean over its layers, per encoded token
-- ``flops`` {prefill, full_prefill, factor}: two per multiply-add, causal
+- ``flops`` {prefill, full_prefill, factor, count}; ``count`` says how: ``true``, two per multiply-add, causal, the head
+  on one position; ``paper``, `omnicli.planning.flops.PAPERS`
 - ``peak_memory`` {host_bytes, device_bytes, encode_host_bytes, encode_device_bytes}: from selection to the last token,
   weights and encoded film included; and while the film was decoded and encoded. From the first warm-up
 - ``seconds`` {decode, encode, compress, select_in_llm, prefill, generate, time_to_first_token, wall} and
@@ -33,10 +34,12 @@ import torch
 from omnicli.bench.fixed_length import agreement
 from omnicli.bench.measure import REFERENCE, Measured, Outcome
 from omnicli.models import identity
+from omnicli.planning.flops import PAPERS, prefill_flops
 
 if TYPE_CHECKING:
     from omnicli.config.config import Config
     from omnicli.models.base import OmniModel
+    from omnicli.models.facts.dimensions import Dimensions
 
 SCHEMA = 1
 GAP = 0.05
@@ -61,10 +64,17 @@ def report(
     expected: str | None,
     repeat: int,
     warmup: int,
+    count: str = "true",
 ) -> dict[str, Any]:
-    """Return the bench as one JSON object; ``config`` is that of any variant, for the settings that all share."""
+    """Return the bench as one JSON object.
+
+    ``config`` is that of any variant, for the settings that all share; ``count`` says how arithmetic is counted.
+    """
     reference = next((m for m in outcome.measured if m.variant.name == REFERENCE and m.error is None), None)
     rows = [row(one, reference) for one in outcome.measured]
+    for made in rows if count == "paper" else []:
+        if made["error"] is None:
+            made["flops"] = paper_flops(made, model.facts.llm)
     settings = config.to_dict()
     return {
         "schema": SCHEMA,
@@ -79,6 +89,7 @@ def report(
             "max_new_tokens": settings["generate"]["max_new_tokens"],
             "repeat": repeat,
             "warmup": warmup,
+            "count": count,
         },
         "rows": rows,
         "notes": [*outcome.warnings, *_notes(rows)],
@@ -113,6 +124,7 @@ def row(one: Measured, reference: Measured | None) -> dict[str, Any]:
             "prefill": prefill,
             "full_prefill": whole,
             "factor": _round(whole / prefill) if prefill and whole else None,
+            "count": "true",
         },
         "peak_memory": {
             **(vars(one.peaks) if one.peaks else {"host_bytes": None, "device_bytes": None}),
@@ -127,6 +139,15 @@ def row(one: Measured, reference: Measured | None) -> dict[str, Any]:
         "answer": one.text,
         "answer_ids": one.ids,
     }
+
+
+def paper_flops(row: dict[str, Any], dimensions: Dimensions) -> dict[str, Any]:
+    """Return a row's ``flops`` as the papers count them."""
+    tokens = row["tokens"]
+    media = sum(tokens[m]["encoded"] for m in ("video", "audio"))
+    found = prefill_flops(dimensions, tokens["text"], media, tokens["by_layer"], convention=PAPERS)
+    prefill, whole = found["prefill"] or 0.0, found["full_prefill"] or 0.0
+    return {"prefill": prefill, "full_prefill": whole, "factor": _round(whole / prefill), "count": "paper"}
 
 
 def machine(model: OmniModel) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from omnicli.compress.budget import Budget
 from omnicli.compress.groups import best
 from omnicli.compress.methods.avoc import Avoc, Projections, relevance
 from omnicli.compress.ops import finite
+from omnicli.errors import ConfigError
 from omnicli.types import MediaTokens
 from omnicli.utils.lazy import torch
 
@@ -82,8 +83,8 @@ class Stream:
             across = (projections.importance_w_q, projections.importance_w_k)
             self._across = Projections(*across, *across)
         self._last: int | None = None
-        width, device = question.shape[1], question.device
-        self._sides = tuple(_Side(settings.diversity, settings.radius, width, device) for _ in MODALITIES)
+        empty = question.new_zeros(0, question.shape[1], dtype=torch.float32)
+        self._sides = tuple(_Side(settings, empty) for _ in MODALITIES)
 
     def push(self, tokens: MediaTokens) -> Tensor:
         """Take in one or more whole blocks and return the numbers (n,) of the tokens that were let go.
@@ -227,18 +228,20 @@ class _Moments:
 class _Side:
     """One modality's tokens: those held, the live ones among them (the last of them), and running statistics."""
 
-    def __init__(self, diversity: float, radius: int, width: int, device: torch.device) -> None:
-        self.diversity, self.radius = diversity, radius
-        nothing = torch.zeros(0, dtype=torch.int64, device=device)
-        empty = torch.zeros(0, device=device)
-        self.tokens = _Tokens.of(nothing, 0, empty, empty, empty.bool())
+    def __init__(self, settings: Avoc, vectors: Tensor) -> None:
+        """Begin with nothing held; ``vectors`` (0, D) float32 has the width and the device."""
+        if settings.radius is None:
+            raise ConfigError("radius: a stream holds a few blocks and compares within them; set a number")
+        self.diversity, self.radius = settings.diversity, settings.radius
+        self._parts = (settings.relevance, settings.importance)
+        empty = vectors.new_zeros(0)
+        self.tokens = _Tokens.of(empty.long(), 0, empty, empty, empty.bool())
         self.relevance, self.importance, self.mass = _Moments(), _Moments(), 0.0
-        self._count, self._sum = 0, torch.zeros(width, dtype=torch.float64, device=device)
-        self._origin = torch.zeros(width, device=device)
+        self._count, self._sum = 0, vectors.new_zeros(vectors.shape[1], dtype=torch.float64)
+        self._origin = vectors.new_zeros(vectors.shape[1])
         # Live vectors and their products are relative to the first block's mean, which keeps them small and exact; the
         # running mean is taken off the products when they are used.
-        self._vectors = torch.zeros(0, width, device=device)
-        self._products = torch.zeros(0, 0, device=device)
+        self._vectors, self._products = vectors, vectors.new_zeros(0, 0)
 
     def observe(self, new: _Tokens, features: Tensor) -> None:
         """Bring the statistics up to a block's tokens with features (n, D) float32; freeze what they leave behind."""
@@ -272,10 +275,11 @@ class _Side:
 
     def score(self, tokens: _Tokens) -> Tensor:
         """Return combined scores (n,) under the statistics so far (equation 7)."""
-        score = self.relevance.z(tokens.relevance)
-        if self.importance.count == 0:
+        score = self.relevance.z(tokens.relevance) if self._parts[0] else torch.zeros_like(tokens.relevance)
+        if self.importance.count == 0 or not self._parts[1]:
             return score
-        return (score + torch.where(tokens.defined, self.importance.z(tokens.importance), 0.0)) / 2
+        score = score + torch.where(tokens.defined, self.importance.z(tokens.importance), 0.0)
+        return score / 2 if self._parts[0] else score
 
     def gain(self, tokens: _Tokens) -> Tensor:
         """Return what each token's objective is before any penalty (n,)."""

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from omnicli.compress.mmr import LOW, NONE, greedy, keys
 from omnicli.compress.ops import row_chunks
 from omnicli.utils.lazy import torch
 
@@ -36,8 +37,6 @@ MEMORY = 512 * 2**20
 _UNIT = GRID**-2
 _TILE = 48 * 2**20
 _CHECK = 8
-_LOW = 0xFFFFFFFF
-_NONE = -(1 << 63)
 
 
 def ta_mmr(
@@ -47,7 +46,7 @@ def ta_mmr(
     k: int,
     *,
     diversity: float = 0.15,
-    radius: int = 3,
+    radius: int | None = 3,
     rows: Tensor | None = None,
     memory: int = MEMORY,
 ) -> Tensor:
@@ -65,13 +64,14 @@ def ta_mmr(
         How many; at most n.
     diversity : float
         Weight l of the penalty, 0 to 1.
-    radius : int
-        W: blocks up to this far apart are compared.
+    radius : int or None
+        W: blocks up to this far apart are compared; None: all of them, see `omnicli.compress.mmr`.
     rows : Tensor (n,) int64
         Where the tokens lie in ``features``; None: n = N.
     memory : int
         Bytes for similarities. Those of the candidates that lie within W blocks of one another are computed at once if
-        they fit; else those of each pick when it is picked (slower by about a factor of ten).
+        they fit; else those of each pick when it is picked (slower by about a factor of ten). Without a radius they
+        are never kept.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def ta_mmr(
     n = scores.numel()
     if not 0 <= k <= n:
         raise ValueError(f"cannot select {k} of {n} tokens")
-    if not 0 <= diversity <= 1 or radius < 0:
+    if not 0 <= diversity <= 1 or (radius is not None and radius < 0):
         raise ValueError(f"diversity {diversity} must be in 0..1 and radius {radius} not negative")
     scores = scores.detach().float()
     if not bool(torch.isfinite(scores).all()):
@@ -99,7 +99,10 @@ def ta_mmr(
     chosen = chosen[window[chosen].argsort(stable=True)]
     units = UnitVectors(features, rows, chosen)
     lonely = units.scale == 0  # similar to nothing: neither lowered by others nor lowering any
-    known, chosen, units = _keys(gain[chosen[lonely]], chosen[lonely]), chosen[~lonely], units.only(~lonely)
+    known, chosen, units = keys(gain[chosen[lonely]], chosen[lonely]), chosen[~lonely], units.only(~lonely)
+    if radius is None:
+        won = greedy(gain[chosen], chosen, units, units.width, k, diversity=diversity, unit=_UNIT)
+        return LOW - (torch.cat([won, known]).topk(k).values & LOW)
     layout = _Layout.of(window[chosen], radius)
     near = _Gram(units, layout) if layout.size * 4 <= memory else _OnDemand(units, layout, memory)
     return _rounds(gain, chosen, layout, near, known=known, k=k, diversity=diversity)
@@ -289,39 +292,32 @@ def _rounds(
     ``known`` (l,) are keys of marginals that are final from the start.
     """
     if chosen.numel() == 0:
-        return _LOW - (known.topk(k).values & _LOW)
+        return LOW - (known.topk(k).values & LOW)
     blocks = layout.low.numel()
-    nothing = _keys(gain.new_full((1,), -torch.inf), chosen.new_zeros(1))[0]  # the largest key of "no token"
+    nothing = keys(gain.new_full((1,), -torch.inf), chosen.new_zeros(1))[0]  # the largest key of "no token"
     local = torch.zeros_like(gain, dtype=torch.int64)
     local[chosen] = torch.arange(chosen.numel(), device=chosen.device)
-    won = torch.full((chosen.numel() + 1,), _NONE, dtype=torch.int64, device=gain.device)
+    won = torch.full((chosen.numel() + 1,), NONE, dtype=torch.int64, device=gain.device)
     where, block, index = torch.arange(chosen.numel(), device=chosen.device), layout.block, chosen
     value, penalty = gain[chosen], torch.zeros_like(gain[chosen])
     window_max = _WindowMax(layout)
     while True:
         for _ in range(_CHECK):
-            key = _keys(value - diversity * penalty, index)
-            best = torch.full((blocks,), _NONE, dtype=torch.int64, device=gain.device)
+            key = keys(value - diversity * penalty, index)
+            best = torch.full((blocks,), NONE, dtype=torch.int64, device=gain.device)
             best.scatter_reduce_(0, block, key, "amax")
             hit = (best == window_max(best)) & (best > nothing)
-            picks = _Picks(hit, torch.where(hit, local[(_LOW - (best & _LOW)) % gain.numel()], chosen.numel()))
+            picks = _Picks(hit, torch.where(hit, local[(LOW - (best & LOW)) % gain.numel()], chosen.numel()))
             won[picks.candidate] = best
-            value = value.masked_fill(key == torch.where(hit, best, _NONE)[block], -torch.inf)
+            value = value.masked_fill(key == torch.where(hit, best, NONE)[block], -torch.inf)
             near.raise_penalty(penalty, picks, where, block)
         done = torch.cat([won[:-1], known]).topk(k).values
-        alive = torch.nonzero(_keys(value - diversity * penalty, index) > done[-1].clamp_min(nothing)).flatten()
+        alive = torch.nonzero(keys(value - diversity * penalty, index) > done[-1].clamp_min(nothing)).flatten()
         if alive.numel() == 0:
-            return _LOW - (done & _LOW)
+            return LOW - (done & LOW)
         if 2 * alive.numel() < where.numel():
             where, block, index = where[alive], block[alive], index[alive]
             value, penalty = value[alive], penalty[alive]
-
-
-def _keys(objective: Tensor, index: Tensor) -> Tensor:
-    """Return int64 keys that sort as (objective, lower index first); ``index`` is below 2**32."""
-    bits = (objective + 0.0).view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(torch.int64) << 32) | (_LOW - index)
 
 
 class _WindowMax:

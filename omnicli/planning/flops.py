@@ -95,7 +95,13 @@ def layer_lengths(text: int, by_layer: Sequence[Sequence[int]], depth: int) -> l
 
 
 def prefill_flops(
-    d: Dimensions, text: int, media: int, by_layer: Sequence[Sequence[int]], before: Sequence[tuple[int, int]] = ()
+    d: Dimensions,
+    text: int,
+    media: int,
+    by_layer: Sequence[Sequence[int]],
+    before: Sequence[tuple[int, int]] = (),
+    *,
+    convention: Convention = TRUE,
 ) -> dict[str, float | None]:
     """Return ``{"prefill": of this run, "full_prefill": had all media tokens been kept, "compress": before it}``.
 
@@ -107,10 +113,13 @@ def prefill_flops(
         Text tokens, and media tokens before any selection.
     by_layer : sequence of (first_layer, media tokens)
         How many media tokens each range of layers worked on.
+    convention : Convention
+        How it is counted.
     """
-    pruned = prefill(d, layer_lengths(text, by_layer, d.depth))
-    asked = TRUE.flops_per_mac * sum(layers * layer_macs(d, length) for length, layers in before)
-    whole = prefill(d, [text + media] * d.depth).flops
+    pruned = prefill(d, layer_lengths(text, by_layer, d.depth), convention)
+    macs = sum(layers * layer_macs(d, length, convention.causal) for length, layers in before)
+    asked = convention.flops_per_mac * macs
+    whole = prefill(d, [text + media] * d.depth, convention).flops
     return {"prefill": pruned.flops, "full_prefill": whole, "compress": float(asked)}
 
 

@@ -194,7 +194,8 @@ def plan_for(info: MediaInfo, config: Config, facts: Facts, values: int, name: s
 
 def _layer_tokens(method: Compressor, depth: int, encoded: tuple[int, int], kept: tuple[int, int]) -> int:
     """Return the media tokens that a layer's cache holds, in the mean over the layers."""
-    if method.keeps_kv() and method.layers(depth) and (shares := method.nominal(*encoded)):
+    drops = method.layers(depth) or method.late_removal(depth) is not None
+    if method.keeps_kv() and drops and (shares := method.nominal(*encoded)):
         return min(sum(kept), round(shares[0] * encoded[0] + shares[1] * encoded[1]))
     return sum(kept)
 

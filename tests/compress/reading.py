@@ -29,9 +29,9 @@ ROUNDING = 2.0
 
 
 def pairs() -> list[str]:
-    """Return one preset for every method and mode that presets hold."""
+    """Return one preset for every method and mode that presets hold, of those without anything left out."""
     found: dict[tuple[str, str], str] = {}
-    for preset in config.list_presets():
+    for preset in sorted(config.list_presets(), key=lambda p: p.name.startswith("ablation/")):
         params = config.load_config(preset.name).compressor.params()
         found.setdefault((preset.method, str(params.get("mode"))), preset.name)
     return list(found.values())

@@ -46,6 +46,16 @@ def test_equals_the_literal_greedy_loop(memory):
         assert ta_mmr(**c, memory=memory).tolist() == expected, seed
 
 
+@pytest.mark.parametrize("few", [1, 4, 32])
+def test_without_a_radius_it_is_the_literal_greedy_over_everything(few, monkeypatch):
+    monkeypatch.setattr("omnicli.compress.mmr._FEW", few)
+    monkeypatch.setattr("omnicli.compress.mmr._MEMORY", 2000)
+    for seed in range(60):
+        c, names = case(seed) | {"radius": None}, ("scores", "window", "k", "diversity")
+        expected = greedy_ta_mmr(grid_vectors(c["features"]), *(c[name] for name in names), radius=10**9)
+        assert ta_mmr(**c).tolist() == expected, seed
+
+
 def test_equals_the_paper_in_plain_float64_without_ties():
     for seed in range(4):
         g = torch.Generator().manual_seed(seed)

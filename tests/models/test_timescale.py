@@ -298,7 +298,7 @@ def captured():
 
 def _one_preset_for_each_method_and_mode():
     chosen = {}
-    for preset in list_presets():
+    for preset in sorted(list_presets(), key=lambda p: p.name.startswith("ablation/")):
         method = load_config(preset.name).compressor
         chosen.setdefault((method.name, getattr(method, "mode", None)), preset.name)
     return sorted({*chosen.values(), "parity/omnisift-36"})

@@ -73,6 +73,16 @@ def test_what_is_read_before_the_choice_has_layers_but_no_head():
     assert found["compress"] == 2 * 2 * (layer_macs(SMALL, 7) + layer_macs(SMALL, 5))
 
 
+def test_a_prefill_as_the_papers_count_it():
+    """SEATS, R = 10 %, on 8,664 picture, 2,904 sound and 200 text tokens: 12.2 of 111.0 TFLOPs (table 3)."""
+    by_layer = [[0, 2151], [16, 2000], [18, 1590], [20, 475], [23, 0]]
+    found = prefill_flops(SEVEN, 200, 8664 + 2904, by_layer, convention=PAPERS)
+    assert found["prefill"] / 1e12 == pytest.approx(12.2, abs=0.05)
+    assert found["full_prefill"] / 1e12 == pytest.approx(111.0, abs=0.05)
+    asked = prefill_flops(SMALL, 2, 9, [[0, 9]], [(3, 2), (4, 1)], convention=PAPERS)
+    assert asked["compress"] == 2 * layer_macs(SMALL, 3, causal=False) + layer_macs(SMALL, 4, causal=False)
+
+
 def test_pruned_layers_are_added_up_range_by_range():
     # layer 0 over 1 + 4 positions, layer 1 over 1 + 2, layer 2 over 1 + 1, and the head on one position
     found = prefill_flops(SMALL, 1, 4, [[0, 4], [1, 2], [2, 1]])

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ EXAMPLES = """\b
 Examples:
   omni bench film.mp4 --preset seats-10 --preset avoc
   omni bench --dummy-weights qwen2.5-omni-7b --preset seats-10 --plot seats.png
+  omni bench film.mp4 --preset seats-10 --preset ablation/seats-global --count paper --view seats-4
   omni bench --dummy-weights qwen2.5-omni-3b --layers 4 --scale 0.25 --duration 60 --markdown
   omni bench film.mp4 --stages"""
 
@@ -38,6 +40,13 @@ REFERENCE = "full"
 
 PLACE = 110
 """In the order of the help."""
+
+
+class Count(str, Enum):
+    """How arithmetic is counted."""
+
+    true = "true"
+    paper = "paper"
 
 
 def register(app: typer.Typer) -> None:
@@ -86,6 +95,23 @@ def bench(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed, another film.")] = 0,
+    count: Annotated[
+        Count,
+        typer.Option(
+            "--count",
+            help="How TFLOPs are counted: true, two per multiply-add, causal, the head once; or as the papers on token "
+            "compression do, one per multiply-add, every token meeting every token, the head on all of them.",
+        ),
+    ] = Count.true,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            "--view",
+            metavar="NAME",
+            help="Show the columns of a paper's table of costs as far as they are measured: "
+            "avoc-3 (AVOC, table 3), seats-4 (SEATS, table 4) or omarc-6 (O-MARC, table 6).",
+        ),
+    ] = None,
     stages: Annotated[bool, typer.Option("--stages", help="Measure decoding and encoding alone.")] = False,
     json_out: opt.JsonFlag = False,
     csv_out: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout instead of text.")] = False,
@@ -104,8 +130,10 @@ def bench(
     """
     if sum((json_out, csv_out, markdown)) > 1:
         raise UsageError("--json, --csv and --markdown: only one of them")
-    if stages and (preset or plot):
-        raise UsageError("--stages measures decoding and encoding alone; drop --preset and --plot")
+    if stages and (preset or plot or view or count is Count.paper):
+        raise UsageError("--stages measures decoding and encoding alone; drop --preset, --plot, --count and --view")
+    if view is not None:
+        _check_view(view, whole=json_out or csv_out)
     if media is not None and duration is not None:
         raise UsageError("--duration is the length of the film that is made without MEDIA")
     name = model_name(given.model, dummy_weights, layers, scale)
@@ -128,14 +156,30 @@ def bench(
             _profile(film, configs[REFERENCE].media, loaded, rounds, form)
             return
         report, failed = _measure(
-            film=film, question=question, configs=configs, max_new_tokens=max_new_tokens, model=loaded, rounds=rounds
+            film=film,
+            question=question,
+            configs=configs,
+            max_new_tokens=max_new_tokens,
+            model=loaded,
+            rounds=rounds,
+            count=count.value,
         )
     if plot is not None:
         plots.write(report, plot)
-    from omnicli.bench.columns import sheet
+    from omnicli.bench import columns, views
 
-    show(report, sheet(report), form)
+    show(report, columns.sheet(report) if view is None else views.sheet(report, view), form)
     finish(failed, [n for n in configs if n != REFERENCE] or [REFERENCE])
+
+
+def _check_view(name: str, *, whole: bool) -> None:
+    """Raise a UsageError if there is no such view, or if what is printed has no columns to choose from."""
+    from omnicli.bench.views import VIEWS
+
+    if name not in VIEWS:
+        raise UsageError(f"--view: there is no {name!r}; there are {', '.join(VIEWS)}")
+    if whole:
+        raise UsageError("--view lays out tables; --json and --csv hold everything")
 
 
 def model_name(model: str | None, dummy: str | None, layers: int | None, scale: float | None) -> str | None:
@@ -241,6 +285,7 @@ def _measure(
     max_new_tokens: int,
     model: OmniModel,
     rounds: dict[str, int],
+    count: str,
 ) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
     """Return the bench as a JSON object, and (error, exit code) of the presets that failed."""
     from omnicli.bench import rows
@@ -253,7 +298,8 @@ def _measure(
     with _telling() as tell:
         outcome = measure(film.path, variants, question, model, **rounds, tell=tell)
     shared = variants[0].config
-    report = rows.report(outcome, model, shared, media=film.about, question=question, expected=expected, **rounds)
+    told: dict[str, Any] = {"media": film.about, "question": question, "expected": expected, "count": count, **rounds}
+    report = rows.report(outcome, model, shared, **told)
     return report, {m.variant.name: m.error for m in outcome.measured if m.error is not None}
 
 

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
 
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AUTO, BACKBONE, IDENTITY = "auto", "backbone", "identity"
+
+_UNDIVIDED = (
+    f"the LLM's own attention (scorer: {BACKBONE}, and {AUTO} for a model without a trained scorer) has no such part; "
+    f"set scorer to a file or to {IDENTITY}"
+)
 
 SCORER_FILE = "avoc_scorer.safetensors"
 """A scorer of this name in a model's folder is used by ``scorer: auto``."""
@@ -145,25 +150,32 @@ def scores(
     window: Tensor,
     question: Tensor,
     projections: Projections | None = None,
+    *,
+    parts: tuple[bool, bool] = (True, True),
 ) -> Tensor:
     """Return the combined score of each token (equation 7), differentiable; see `relevance` and `importance`.
 
     Both are z-scored over each modality's tokens of the clip (population deviation; equal values give 0) and averaged.
+
+    Parameters
+    ----------
+    parts : (bool, bool)
+        Whether relevance and importance count. One alone is not halved; importance alone is 0 where undefined.
 
     Returns
     -------
     Tensor (N,) float32
         Gradients reach the projections, the features and the question.
     """
-    to_question = relevance(features, question, projections)
-    to_other, defined = importance(features, modality, window, projections)
-    total = torch.zeros_like(to_question)
+    total = features.new_zeros(len(features), dtype=torch.float32)
+    to_question = relevance(features, question, projections) if parts[0] else total
+    to_other, defined = importance(features, modality, window, projections) if parts[1] else (total, total > 0)
     for kind, _ in MODALITIES:
         own = modality == kind
-        score = zscore(to_question, own)
+        score = zscore(to_question, own)  # of zeros 0
         both = own & defined
         if bool(both.any()):
-            score = (score + zscore(to_other, both)) / 2
+            score = (score + zscore(to_other, both)) / (1 + parts[0])
         total = total + score
     return total
 
@@ -189,17 +201,22 @@ class Avoc(Budgeted):
         Seconds that the backbone reads at a time. Memory and time grow with it.
     scorer_layers : float
         Share of the LLM's layers, from the first, that the backbone's score is the mean of; above 0 and at most 1.
+    relevance, importance : bool
+        Whether the two scores count, by which a scorer file and ``identity`` choose; not both false. Importance alone
+        tells nothing of a film that is silent or has no pictures: there novelty decides, then order.
     diversity : float
-        Weight of the penalty on tokens similar to those already chosen, 0 to 1.
-    radius : int
-        Blocks up to this far apart are compared.
+        Weight of the penalty on tokens similar to those already chosen, 0 to 1; 0: the best scores stay.
+    radius : int or None
+        Blocks up to this far apart are compared; None (``null``): all of them, plain maximal marginal relevance.
     """
 
     scorer: str = AUTO
     stretch_s: float = 60.0
     scorer_layers: float = 0.5
+    relevance: bool = True
+    importance: bool = True
     diversity: float = 0.15
-    radius: int = 3
+    radius: int | None = 3
 
     criterion: ClassVar[str] = "relevance to the question, importance to the other sense, novelty within 3 blocks"
     uses_question: ClassVar[bool] = True
@@ -211,7 +228,7 @@ class Avoc(Budgeted):
         found = super().problems()
         if not 0 <= self.diversity <= 1:
             found.append(f"diversity: must be between 0 and 1, not {self.diversity:g}")
-        if self.radius < 0:
+        if self.radius is not None and self.radius < 0:
             found.append(f"radius: must not be negative, not {self.radius}")
         if self.scorer not in (AUTO, BACKBONE, IDENTITY) and not Path(self.scorer).expanduser().is_file():
             found.append(f"scorer: {self.scorer} is neither {AUTO}, {BACKBONE}, {IDENTITY} nor a file")
@@ -222,7 +239,15 @@ class Avoc(Budgeted):
         for name in ("stretch_s", "scorer_layers"):
             if getattr(self, name) != getattr(Avoc, name) and self.scorer not in (AUTO, BACKBONE):
                 found.append(f"{name}: only the scorer {BACKBONE} reads stretches, not {self.scorer}")
+        if not (self.relevance or self.importance):
+            found.append("relevance: without importance as well there is nothing to choose by; use method random")
+        if self.scorer == BACKBONE and (left_out := self._left_out()):
+            found.append(f"{left_out}: {_UNDIVIDED}")
         return found
+
+    def _left_out(self) -> str:
+        """Return which of the two scores does not count; empty if both do."""
+        return "relevance" if not self.relevance else "importance" if not self.importance else ""
 
     def reads_first(self, depth: int) -> tuple[int, float] | None:
         """Return what the backbone reads; ``auto`` counts as it until `bind` has found a scorer."""
@@ -248,10 +273,10 @@ class Avoc(Budgeted):
             The scorer file does not fit the model.
         """
         score, scorer = self._scores(tokens, query)
-        report, notes = {"scorer": scorer}, self._notes(scorer)
+        notes = self._notes(scorer, tokens)
         mass = [float(score[tokens.modality == kind].clamp_min(0).sum()) for kind, _ in MODALITIES]
         budget = self.budget(tokens, (mass[0], mass[1]))
-        report |= {"budget": budget.to_dict()}
+        report: dict[str, Any] = {"scorer": scorer, "budget": budget.to_dict()}
         if budget.total == len(tokens):
             return dataclasses.replace(everything(tokens, **report), notes=notes)
         kept = []
@@ -274,10 +299,13 @@ class Avoc(Budgeted):
         if self.scorer == BACKBONE or (self.scorer == AUTO and query.backbone is not None):
             return self._asked(tokens, query.backbone), BACKBONE
         projections, name = self._projections(tokens)
-        return finite(scores(tokens.features, tokens.modality, tokens.window, query.embeddings, projections)), name
+        given = (tokens.features, tokens.modality, tokens.window, query.embeddings, projections)
+        return finite(scores(*given, parts=(self.relevance, self.importance))), name
 
     def _asked(self, tokens: MediaTokens, backbone: Backbone | None) -> Tensor:
         """Return what the prompt's last token attends to (N,) float32, as z-scores of each modality."""
+        if left_out := self._left_out():
+            raise ConfigError(f"{self.name}.{left_out}: {_UNDIVIDED}")
         if backbone is None:
             raise ConfigError(f"{self.name}.scorer: {BACKBONE} needs the LLM, which is not at hand here")
         if self.total_of(*counts(tokens).values()) >= len(tokens):  # all stay: nothing to ask for
@@ -288,8 +316,13 @@ class Avoc(Budgeted):
             score += zscore(attention, tokens.modality == kind)
         return score
 
-    def _notes(self, scorer: str) -> tuple[str, ...]:
-        """Return what to say of a scorer that was not trained for the model."""
+    def _notes(self, scorer: str, tokens: MediaTokens) -> tuple[str, ...]:
+        """Return what to say of a scorer that was not trained for the model, or that has nothing to go by."""
+        alone = not self.relevance and min(tokens.count(kind) for kind, _ in MODALITIES) == 0
+        note = f"{self.name}: importance says nothing where picture or sound is missing, and relevance is off"
+        return (*self._untrained(scorer), note) if alone else self._untrained(scorer)
+
+    def _untrained(self, scorer: str) -> tuple[str, ...]:
         if scorer == IDENTITY:
             return (f"{self.name}: untrained projections (scorer: {IDENTITY}) choose little better than chance",)
         if self.scorer == AUTO:

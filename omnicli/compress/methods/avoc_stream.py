@@ -22,6 +22,8 @@ class AvocStream(Avoc):
         found = super().problems()
         if self.scorer == BACKBONE:
             found.append(f"scorer: a film that is still coming in cannot be read by the {BACKBONE}; use avoc")
+        if self.radius is None:
+            found.append("radius: what was let go of a film that is still coming in cannot be compared with; use avoc")
         for name in ("stretch_s", "scorer_layers"):
             if getattr(self, name) != getattr(Avoc, name):
                 found.append(f"{name}: only avoc's scorer {BACKBONE} reads stretches")
@@ -42,7 +44,7 @@ class AvocStream(Avoc):
             The scorer file does not fit the model, or the settings leave nothing of what the clip holds.
         """
         projections, scorer = self._projections(tokens)
-        notes = self._notes(scorer)
+        notes = self._notes(scorer, tokens)
         if self.budget(tokens).total == len(tokens):
             return replace(everything(tokens, scorer=scorer), notes=notes)
         order = None

@@ -12,13 +12,15 @@ the paper leaves open is settled here:
   nothing was kept weighs 0.1 of the mean frame.
 - A dropped sound token merges into the anchor nearest in time (of two, the earlier) if that lies in the same or an
   adjacent interval, with the weight max(0, cosine). Without pictures the intervals are the temporal blocks.
+- ``guidance: visual`` (V-A in table 7: "raw visual signals"): a frame weighs what its score says, min-max normalised
+  over the clip, at least 0.1 of the mean; where all scores are equal, as without a question, all frames weigh the same.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import Budgeted, spread
@@ -46,12 +48,21 @@ class Omac(Budgeted):
     memory : bool
         Whether a frame's weakest kept token becomes a summary of those kept, and anchors take in the sound dropped
         beside them; false only selects.
+    merge : bool or None
+        Whether anchors take in dropped sound; None: as ``memory`` says. True without ``memory`` leaves out the memory
+        tokens alone.
+    guidance : str
+        What the sound's budget follows in time: ``memory``, what was kept of the frames (V-A-VA in the paper's table
+        7); ``visual``, the frames' likeness to the question before anything is chosen (V-A); ``none``: every stretch
+        keeps the same share. The table's A-V, sound that guides the pictures, is the method omnizip.
     frame_keep : float or None
         Share of the frames that stay, above 0 and at most 1; None: the square root of the pictures' share. Never fewer
         frames than the pictures' budget fills.
     """
 
     memory: bool = True
+    merge: bool | None = None
+    guidance: Literal["memory", "visual", "none"] = "memory"
     frame_keep: float | None = None
 
     criterion: ClassVar[str] = "frames by likeness to the question, tokens by contrast; sound by encoder saliency"
@@ -84,23 +95,42 @@ class Omac(Budgeted):
         video = best_in_groups(contrast, groups, quota)
         audio = tokens.indices(Modality.AUDIO)
         interval = _intervals(tokens, groups, audio)
-        anchors = _anchors(tokens, audio, interval, quota, plan.audio)
+        anchors = _anchors(tokens, audio, interval, self._weight(tokens, query, groups, quota), plan.audio)
         kept, order = torch.cat([groups.rows[video], audio[anchors]]).sort()
-        if not self.memory:
+        merge = self.memory if self.merge is None else self.merge
+        if not (self.memory or merge):
             return Selection(kept, report=report)
         place = torch.empty_like(order)
         place[order] = torch.arange(order.numel(), device=order.device)
         features = tokens.features.index_select(0, kept)
-        memories = _add_memories(
-            features,
-            place[: video.numel()],
-            features=tokens.features,
-            groups=groups,
-            kept=video,
-            contrast=contrast,
-        )
-        merged = _merge_audio(features, place[video.numel() :], tokens, audio=audio, interval=interval, anchors=anchors)
+        memories = merged = 0
+        if self.memory:
+            memories = _add_memories(
+                features,
+                place[: video.numel()],
+                features=tokens.features,
+                groups=groups,
+                kept=video,
+                contrast=contrast,
+            )
+        if merge:
+            merged = _merge_audio(
+                features, place[video.numel() :], tokens, audio=audio, interval=interval, anchors=anchors
+            )
         return Selection(kept, features, {**report, "frame_memories": memories, "merged_sound": merged})
+
+    def _weight(self, tokens: MediaTokens, query: Query, groups: Groups, quota: Tensor) -> Tensor:
+        """Return what each frame weighs (T,) float64 when sound is shared out (equation 6)."""
+        if self.guidance == "none":
+            return torch.ones_like(quota, dtype=torch.float64)
+        if self.guidance == "memory" or len(groups) == 0:
+            return torch.where(quota > 0, quota.double(), FLOOR * quota.double().mean())
+        score = finite(_frame_scores(tokens.features, groups, query.embeddings)).double()
+        low, high = score.aminmax()
+        if float(high - low) <= _EPS:
+            return torch.ones_like(score)
+        score = (score - low) / (high - low)
+        return score.clamp_min(FLOOR * float(score.mean()))
 
     def _frame_quotas(self, tokens: MediaTokens, query: Query, groups: Groups, total: int) -> Tensor:
         """Return how many tokens each frame keeps (T,) int64; ``total`` in all (section 4.1)."""
@@ -223,10 +253,10 @@ def _intervals(tokens: MediaTokens, groups: Groups, audio: Tensor) -> Tensor:
     return (torch.searchsorted(begin, tokens.start_s[audio], right=True) - 1).clamp_min(0)
 
 
-def _anchors(tokens: MediaTokens, audio: Tensor, interval: Tensor, quota: Tensor, total: int) -> Tensor:
+def _anchors(tokens: MediaTokens, audio: Tensor, interval: Tensor, weight: Tensor, total: int) -> Tensor:
     """Return the ascending places (total,) among ``audio`` (a,) of the anchors: the most salient of each interval.
 
-    ``quota`` (T,) is what each frame kept and weighs the intervals (equation 6); without pictures there is one.
+    ``weight`` (T,) weighs the intervals (equation 6); without pictures there is one.
     """
     n = audio.numel()
     if total == n:
@@ -236,10 +266,9 @@ def _anchors(tokens: MediaTokens, audio: Tensor, interval: Tensor, quota: Tensor
     if tokens.saliency is None:
         raise ModelError("omac chooses sound by the audio encoder's saliency, which this model does not capture")
     saliency = finite(tokens.saliency[audio].float())
-    if quota.numel() == 0:
+    if weight.numel() == 0:
         return best(saliency, total)
-    sizes = torch.bincount(interval, minlength=quota.numel())
-    weight = torch.where(quota > 0, quota.double(), FLOOR * quota.double().mean())
+    sizes = torch.bincount(interval, minlength=weight.numel())
     share = share_audio(total, sizes, weight)
     return best_in_groups(saliency, Groups(audio, interval, sizes), share)
 

@@ -13,7 +13,7 @@ attention that each token receives inside its own window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import Budget, spread
@@ -50,6 +50,9 @@ class OmniZip(Published):
         Anchors as a share of all sound tokens, below 1.
     group : int
         Most tokens merged into one anchor; 0: no anchors.
+    guidance : str
+        What a window's share of the pictures follows: ``audio``, the share of its sound that was kept; ``none``: all
+        windows keep the same share.
     discard_intercept, discard_slope : float
         A group that keeps the share r of its sound is to discard ``discard_intercept - discard_slope * r`` of its
         pictures, before all groups are scaled to meet the total.
@@ -61,6 +64,7 @@ class OmniZip(Published):
 
     anchors: float = 0.05
     group: int = 3
+    guidance: Literal["audio", "none"] = "audio"
     discard_intercept: float = 0.75
     discard_slope: float = 0.40
     discard_min: float = 0.35
@@ -93,6 +97,12 @@ class OmniZip(Published):
             )
         if self.neighbours < 1:
             found.append(f"neighbours: must be at least 1, not {self.neighbours}")
+        if self.guidance == "none":
+            if self.mode == "official":
+                found.append("guidance: mode official is the released code, which has no such choice")
+            names = ("discard_intercept", "discard_slope", "discard_min", "discard_max")
+            changed = [name for name in names if getattr(self, name) != getattr(OmniZip, name)]
+            found += [f"{name}: has no meaning with guidance none" for name in changed]
         return found
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
@@ -187,7 +197,7 @@ class OmniZip(Published):
         n_audio = torch.bincount(window[tokens.indices(Modality.AUDIO)], minlength=many)[own]
         kept = torch.bincount(window[audio], minlength=many)[own]
         keep = 1 - self._discard(kept.double() / n_audio.clamp_min(1))
-        guided, size = n_audio > 0, blocks.sizes.double()
+        guided, size = (n_audio > 0) & (self.guidance == "audio"), blocks.sizes.double()
         mean = (keep * size)[guided].sum() / size[guided].sum().clamp_min(1)
         # Relative to the guided windows' mean, so that a window without sound gets the share of an average one.
         relative = torch.where(guided & (mean > 0), keep / mean.clamp_min(1e-12), torch.ones_like(keep))

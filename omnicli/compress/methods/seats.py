@@ -7,14 +7,18 @@ Stage III removes all media before the last layers. The retention is the average
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from omnicli.compress import schedule
 from omnicli.compress.base import LAST_QUERY_ATTENTION, MODALITIES, OUTPUT_ATTENTION, attention_in, everything
 from omnicli.compress.budget import PROPORTIONAL, spread
-from omnicli.compress.groups import Groups, best_in_groups, group, windows
+from omnicli.compress.groups import Groups, best, best_in_groups, group, windows
 from omnicli.compress.max_min import pick_in_groups
+from omnicli.compress.methods.omnizip import OmniZip
+from omnicli.compress.methods.random import Random
+from omnicli.compress.methods.visionzip import VisionZip
 from omnicli.compress.ops import zscore
 from omnicli.compress.published import Published
 from omnicli.compress.released import seats as released
@@ -26,6 +30,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AUTO, OFF = "auto", "off"
+
+OURS: Final = "winDivPrune"
+ALL_ENTER: Final = "none"
+INSTEAD = {"Random": Random, "VisionZip-om": VisionZip, "OmniZip": OmniZip}
+"""Methods that can take the place of stage I, by the names of SEATS's table 5."""
+
+_ABLATIONS = ("stage_one", "decay", "allocation")
+
+USUAL_DEPTH = 28
+"""Layers that are assumed where a level depends on them and the LLM is not at hand (Qwen2.5-Omni-7B)."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,19 @@ class Seats(Published):
     encoder : float
         Share of tokens that enters the LLM, relative to the retention (lambda of the paper); less where that is more
         than there are.
+    stage_one : str
+        What chooses before the LLM: ``winDivPrune``; ``unweighted``, the same without the encoder's attention; the
+        methods ``Random``, ``VisionZip-om`` or ``OmniZip`` with as many tokens; ``none``: everything enters, and the
+        drops, which then have to come early, take it down to the retention.
     drop_layers : str
-        Layers, counted from 1, after which tokens are dropped, such as ``16-18-20``; ``auto``: by the model's depth.
+        Layers, counted from 1, after which tokens are dropped, such as ``16-18-20``; ``auto``: by the model's depth;
+        ``off``: none (no stage II). Then so much enters that the layers read the retention on average.
+    decay : str
+        How the drops grow from one to the next: ``exponential``, by e; ``equal``: not at all.
+    allocation : str
+        What a drop shares among windows and modalities: ``top-down``, a modality's tokens by the relevance of windows,
+        then of modalities in them; ``inter-window`` or ``intra-window``: only one of the two; ``decoupled``: by the
+        modality's own relevance of windows; ``global``: nothing, a modality's tokens of most attention stay.
     late_layer : str
         Layer, counted from 1, after which all media tokens go; ``auto``: by the model's depth, or ``off``.
     temperature : float or None
@@ -54,8 +79,11 @@ class Seats(Published):
     """
 
     split: str = PROPORTIONAL
-    encoder: float = 1.4
+    encoder: float = schedule.ENCODER
+    stage_one: Literal["winDivPrune", "unweighted", "Random", "VisionZip-om", "OmniZip", "none"] = OURS
     drop_layers: str = AUTO
+    decay: Literal["exponential", "equal"] = "exponential"
+    allocation: Literal["top-down", "inter-window", "intra-window", "decoupled", "global"] = "top-down"
     late_layer: str = AUTO
     temperature: float | None = None
     keep_kv: bool | None = None
@@ -77,7 +105,10 @@ class Seats(Published):
         """Saliency of the encoders and the last query's attention, each as the mode defines it."""
         if self.mode == "official":
             return frozenset({"pair_saliency", OUTPUT_ATTENTION})
-        return frozenset({"saliency", LAST_QUERY_ATTENTION})
+        inside = frozenset() if self.drop_layers == OFF else frozenset({LAST_QUERY_ATTENTION})
+        if self.stage_one in INSTEAD:
+            return inside | INSTEAD[self.stage_one]().needs
+        return inside | {"saliency"} if self.stage_one == OURS else inside
 
     def problems(self) -> list[str]:
         """Return what is wrong with the fields."""
@@ -86,13 +117,35 @@ class Seats(Published):
             found.append(f"encoder: must be at least 1, not {self.encoder:g}")
         if self.temperature is not None and not self.temperature > 0:
             found.append(f"temperature: must be above 0, not {self.temperature:g}")
-        if self.drop_layers != AUTO:
+        if self.drop_layers not in (AUTO, OFF):
             parts = self.drop_layers.split("-")
             numbers = [int(p) for p in parts if p.isdigit()]
             if len(numbers) < len(parts) or numbers != sorted(set(numbers)) or numbers[0] < 1:
-                found.append(f"drop_layers: must be auto or rising layers such as 16-18-20, not {self.drop_layers!r}")
+                found.append(
+                    f"drop_layers: must be auto, off, or rising layers such as 16-18-20, not {self.drop_layers!r}"
+                )
         if self.late_layer not in (AUTO, OFF) and not (self.late_layer.isdigit() and int(self.late_layer) > 0):
             found.append(f"late_layer: must be auto, off, or a layer such as 23, not {self.late_layer!r}")
+        return found + self._idle_settings()
+
+    def _idle_settings(self) -> list[str]:
+        """Return the settings that others leave nothing to do for, or that contradict them."""
+        changed = [name for name in _ABLATIONS if getattr(self, name) != getattr(Seats, name)]
+        off, all_enter = self.drop_layers == OFF, self.stage_one == ALL_ENTER
+        if self.mode == "official":
+            names = changed + (["drop_layers"] if off else [])
+            return [f"{name}: mode official is the released code, which has no such choice" for name in names]
+        found = []
+        if off and all_enter:
+            found.append("stage_one: with drop_layers off as well nothing would be chosen")
+        if (off or all_enter) and self.encoder != schedule.ENCODER:
+            found.append("encoder: without stage I or without drops it follows from the retention; leave it out")
+        if off:
+            idle = [name for name in changed if name != "stage_one"]
+            idle += ["temperature"] if self.temperature is not None else []
+            found += [f"{name}: has no meaning without drops (drop_layers off)" for name in idle]
+        elif self.allocation == "global" and self.temperature is not None:
+            found.append("temperature: allocation global shares nothing among windows")
         return found
 
     # ---- before the LLM: stage I ----
@@ -105,28 +158,64 @@ class Seats(Published):
         ModelError
             The model gives no encoder saliency.
         """
-        if self._idle(tokens.count(Modality.VIDEO), tokens.count(Modality.AUDIO)):
+        if self.stage_one == ALL_ENTER or self._idle(tokens.count(Modality.VIDEO), tokens.count(Modality.AUDIO)):
             return everything(tokens)
-        if tokens.saliency is None:
+        level = self._level(USUAL_DEPTH if query.backbone is None else query.backbone.depth)
+        if self.stage_one in INSTEAD:
+            return self._instead(tokens, level).compress(tokens, query)
+        if tokens.saliency is None and self.stage_one == OURS:
             raise ModelError(f"{self.name}: this model's encoders give no saliency")
-        official = self.mode == "official"
-        kept = []
-        for quota, groups in self._quotas(tokens):
-            weight = tokens.saliency[groups.rows]
-            weight = weight.bfloat16().float() if official else weight  # the released code stores it so
+        official, kept = self.mode == "official", []
+        for quota, groups in self._quotas(tokens, level):
+            weight = None if self.stage_one != OURS or tokens.saliency is None else tokens.saliency[groups.rows]
+            if weight is not None and official:
+                weight = weight.bfloat16().float()  # the released code stores it so
             kept.append(groups.rows[pick_in_groups(tokens.features, groups, quota, weight, rows=groups.rows)])
         indices = torch.cat(kept).sort().values
         counted = {name: int((tokens.modality[indices] == kind).sum()) for kind, name in MODALITIES}
         return Selection(indices, report={"budget": counted})
 
-    def _quotas(self, tokens: MediaTokens) -> list[tuple[Tensor, Groups]]:
+    def _level(self, depth: int) -> float:
+        """Return the share of tokens that enters an LLM of ``depth`` layers, relative to the retention."""
+        if self.drop_layers != OFF:
+            return self.encoder
+        drops, late = self._boundaries(depth)
+        return schedule.solve(depth, drops, late).encoder
+
+    def _entering(self, average: int, n: int, level: float) -> int:
+        """Return how many of ``n`` tokens enter for an ``average`` over the layers; see `entering`.
+
+        Raises
+        ------
+        ConfigError
+            Nothing drops in the LLM, and more would have to enter than there are.
+        """
+        if self.drop_layers == OFF and average >= n / level + 1:
+            raise ConfigError(
+                f"{self.name}.drop_layers: without drops, media read by 1/{level:.3g} of the layers cannot make "
+                f"{average / n:.0%} on average; set late_layer to off"
+            )
+        return entering(average, n, level)
+
+    def _instead(self, tokens: MediaTokens, level: float) -> Published | Random:
+        """Return the method that takes the place of stage I, told to keep as many tokens of each modality."""
+        plan, shares = self.plan(tokens), []
+        for kind, name in MODALITIES:
+            n = tokens.count(kind)
+            shares.append(self._entering(getattr(plan, name), n, level) / n if n else 1.0)
+        budget: dict[str, Any] = {"retention_video": shares[0], "retention_audio": shares[1]}
+        if self.stage_one == "VisionZip-om":
+            return VisionZip(audio="select", **budget)
+        return OmniZip(**budget) if self.stage_one == "OmniZip" else Random(**budget)
+
+    def _quotas(self, tokens: MediaTokens, level: float) -> list[tuple[Tensor, Groups]]:
         """Return per modality how many tokens of each window enter the LLM."""
         if self.mode == "official":
             return released.entering_quotas(tokens, self.ratios(tokens), self.encoder)
         plan, out = self.plan(tokens), []
         for kind, name in MODALITIES:
             groups = windows(tokens, kind)
-            enter = entering(getattr(plan, name), groups.rows.numel(), self.encoder)
+            enter = self._entering(getattr(plan, name), groups.rows.numel(), level)
             out.append((spread(enter, groups.sizes), groups))
         return out
 
@@ -138,12 +227,11 @@ class Seats(Published):
 
     def entering(self, n_video: int, n_audio: int) -> tuple[int, int]:
         """Return what stage I keeps: ``encoder`` times the average over the layers, as far as there is."""
-        if self._idle(n_video, n_audio):
+        if self.stage_one == ALL_ENTER or self._idle(n_video, n_audio):
             return n_video, n_audio
+        level = self._level(USUAL_DEPTH)
         shares = self.nominal(n_video, n_audio) or (1.0, 1.0)
-        video, audio = (
-            entering(round(s * n), n, self.encoder) for s, n in zip(shares, (n_video, n_audio), strict=True)
-        )
+        video, audio = (self._entering(round(s * n), n, level) for s, n in zip(shares, (n_video, n_audio), strict=True))
         return video, audio
 
     # ---- inside the LLM: stages II and III ----
@@ -161,9 +249,17 @@ class Seats(Published):
             return ()
         drops, late = self._boundaries(depth)
         shares = (self.retention, self.retention_video, self.retention_audio)
-        if self.encoder * max((s for s in shares if s is not None), default=0.0) <= 1:  # else less of it is used
-            schedule.solve(depth, drops, late, self.encoder)
+        known = [s for s in shares if s]
+        if self.stage_one == ALL_ENTER:
+            for share in known:
+                schedule.solve(depth, drops, late, 1 / share, self._growth)
+        elif self.encoder * max(known, default=0.0) <= 1:  # else less of it is used
+            schedule.solve(depth, drops, late, self.encoder, self._growth)
         return drops
+
+    @property
+    def _growth(self) -> float:
+        return math.e if self.decay == "exponential" else 1.0
 
     def late_removal(self, depth: int) -> int | None:
         """Return the layer of stage III."""
@@ -179,7 +275,9 @@ class Seats(Published):
 
     def _boundaries(self, depth: int) -> tuple[tuple[int, ...], int | None]:
         drops, late = schedule.auto_layers(depth)
-        if self.drop_layers != AUTO:
+        if self.drop_layers == OFF:
+            drops = ()
+        elif self.drop_layers != AUTO:
             drops = tuple(int(n) - 1 for n in self.drop_layers.split("-"))
         if self.late_layer != AUTO:
             late = None if self.late_layer == OFF else int(self.late_layer) - 1
@@ -210,14 +308,18 @@ class Seats(Published):
             most = entered * (view.depth if late is None else late + 1) / view.depth
             if most <= average < most + 1:  # a plan of whole tokens may be out of reach by a fraction of one
                 return entered
-            encoder = min(encoder, entered / average)
+            encoder = entered / average if self.stage_one == ALL_ENTER else min(encoder, entered / average)
         level = float(entered)
-        for ratio in schedule.solve(view.depth, drops, late, encoder).keep[: step + 1]:
+        for ratio in schedule.solve(view.depth, drops, late, encoder, self._growth).keep[: step + 1]:
             level *= ratio
         return max(1, min(entered, round(level)))
 
     def _clean(self, view: LayerView, targets: list[int]) -> Tensor:
         media, attention = view.media, attention_in(view)
+        if self.allocation == "global":
+            owned = [media.indices(kind) for kind, _ in MODALITIES]
+            kept = [own[best(attention[own], target)] for own, target in zip(owned, targets, strict=True)]
+            return torch.cat(kept).sort().values
         _, window = torch.unique(media.window, return_inverse=True)
         count = int(window.max()) + 1 if len(media) else 0
         relevance, groups = [], []
@@ -228,17 +330,29 @@ class Seats(Published):
             logits = zscore(sums / sizes.clamp_min(1), sizes > 0) / (self.temperature or 1.0)
             relevance.append(torch.softmax(logits.masked_fill(sizes == 0, -torch.inf), 0).nan_to_num(0.0))
             groups.append(group(rows, window[rows]))
+        kept = []
+        for weight, target, grouped in zip(self._shared(relevance, targets), targets, groups, strict=True):
+            if len(grouped):
+                quota = spread(target, grouped.sizes, weight[window[grouped.rows[grouped.starts]]])
+                kept.append(grouped.rows[best_in_groups(attention[grouped.rows], grouped, quota)])
+        return torch.cat(kept).sort().values
+
+    def _shared(self, relevance: list[Tensor], targets: list[int]) -> list[Tensor]:
+        """Return what the windows' shares (T,) of each modality are in proportion to (equation 1).
+
+        ``relevance`` are S_v and S_a (T,), ``targets`` r_v N_v and r_a N_a. Without the first level S_t is the same for
+        all windows, without the second each modality has the same part of every window.
+        """
+        if self.allocation == "decoupled":
+            return relevance
         present = torch.stack([r > 0 for r in relevance]).sum(0).clamp_min(1)
         joint = (relevance[0] + relevance[1]) / present
         share = [r * t for r, t in zip(relevance, targets, strict=True)]
         whole = (share[0] + share[1]).clamp_min(1e-30)
-        kept = []
-        for own, target, grouped in zip(share, targets, groups, strict=True):
-            if len(grouped):
-                weights = (joint * own / whole)[window[grouped.rows[grouped.starts]]]
-                quota = spread(target, grouped.sizes, weights)
-                kept.append(grouped.rows[best_in_groups(attention[grouped.rows], grouped, quota)])
-        return torch.cat(kept).sort().values
+        if self.allocation == "inter-window":
+            return [joint, joint]
+        first = torch.ones_like(joint) if self.allocation == "intra-window" else joint
+        return [first * own / whole for own in share]
 
 
 def entering(average: int, n: int, encoder: float) -> int:

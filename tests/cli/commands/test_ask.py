@@ -139,6 +139,14 @@ def test_sound_insisted_on(ask, film_folder, option):
 BRIEFLY = ("full", "avoc", "seats-10", "fastv-25")  # none inside the LLM, none, some, and one that is refused here
 
 
+REFUSED = {
+    "ablation/avoc-no-relevance": ("has no such part", "avoc.scorer=identity"),
+    "ablation/avoc-no-importance": ("has no such part", "avoc.scorer=identity"),
+    "ablation/seats-no-stage-1": ("no layer 9 of 4", "seats.drop_layers=1"),
+}
+"""Presets that a model of four layers without a scorer refuses, why, and what makes them answer."""
+
+
 @pytest.mark.parametrize(
     "preset", [pytest.param(p, marks=() if p in BRIEFLY else pytest.mark.slow) for p in preset_files()]
 )
@@ -147,6 +155,10 @@ def test_presets_answer(ask, preset):
     if preset.startswith("fastv-"):  # half of the test model's four layers would read everything
         assert result.code == 6 and "first 2 of 4 layers read everything" in result.error_line()
         result = ask(QUESTION, "--json", "--preset", preset, "--set", "params.retention=0.7")
+    if preset in REFUSED:
+        words, change = REFUSED[preset]
+        assert result.code == 6 and words in result.error_line()
+        result = ask(QUESTION, "--json", "--preset", preset, "--set", change)
     assert result.code == 0, result.err
     assert json.loads(result.out)["preset"] == preset
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from omnicli.bench import measure as room
+from omnicli.bench.table import number, percent, times
 from omnicli.cli.commands import bench as command
 from omnicli.llm import prefix_cache as reader
+from omnicli.models.loading import find_facts
 
 NAMES = ["full", "seats-10", "random-10"]
 SPREAD = {"median", "q1", "q3", "min", "max", "values"}
@@ -165,6 +167,79 @@ def test_markdown_parses_back(bench, measured_once):
     assert (shown["kept"], shown["prefill x"], shown["device GiB"]) == ("100.0 %", "1x", "-")
 
 
+def papers(d, lengths):
+    """The formula that the papers' TFLOPs come from: a layer reads S positions, the head all that are left."""
+    width, kv = d.heads * d.head_dim, d.kv_heads * d.head_dim
+    layer = [
+        2 * s * d.hidden_size * width
+        + 2 * s * d.hidden_size * kv
+        + 2 * s * s * width
+        + 3 * s * d.hidden_size * d.intermediate_size
+        for s in lengths
+    ]
+    return sum(layer) + lengths[-1] * d.hidden_size * d.vocab_size
+
+
+def test_the_papers_count_is_their_formula(bench, measured_once, tiny_model):
+    true, paper = (json.loads(bench(*PRESETS, "--json", *how).out) for how in ((), ("--count", "paper")))
+    assert (true["settings"]["count"], paper["settings"]["count"]) == ("true", "paper")
+    facts = find_facts(str(tiny_model))[0]
+    for mine, theirs in zip(true["rows"], paper["rows"], strict=True):
+        assert (mine["flops"]["count"], theirs["flops"]["count"]) == ("true", "paper")
+        assert list(mine["flops"]) == list(theirs["flops"]) == ["prefill", "full_prefill", "factor", "count"]
+        tokens = theirs["tokens"]
+        ends = [first for first, _ in tokens["by_layer"][1:]] + [facts.llm.depth]
+        lengths = [
+            tokens["text"] + n
+            for (first, n), end in zip(tokens["by_layer"], ends, strict=True)
+            for _ in range(first, end)
+        ]
+        whole = tokens["text"] + tokens["video"]["encoded"] + tokens["audio"]["encoded"]
+        assert theirs["flops"]["prefill"] == papers(facts.llm, lengths)
+        assert theirs["flops"]["full_prefill"] == papers(facts.llm, [whole] * facts.llm.depth)
+        ratio = papers(facts.llm, [whole] * facts.llm.depth) / papers(facts.llm, lengths)
+        assert theirs["flops"]["factor"] == pytest.approx(ratio, rel=1e-5)
+        assert {k: v for k, v in mine.items() if k != "flops"} == {k: v for k, v in theirs.items() if k != "flops"}
+        assert mine["flops"]["prefill"] != theirs["flops"]["prefill"]
+    assert "one per multiply-add" in bench(*PRESETS, "--count", "paper").out
+    assert "one per multiply-add" not in bench(*PRESETS).out
+    rows = csv.DictReader(io.StringIO(bench(*PRESETS, "--csv", "--count", "paper").out))
+    assert [r["flops_count"] for r in rows] == ["paper"] * 3
+
+
+HEADS = {
+    "avoc-3": ["preset", "rho", "compression s", "prefilling s", "TTFT s"],
+    "seats-4": ["preset", "R", "TFLOPs", "GPU peak GiB", "pre-LLM s", "inner-LLM s", "prefill s", "TTFT s"],
+    "omarc-6": ["preset", "time s", "memory GiB"],
+}
+
+
+@pytest.mark.parametrize("view", list(HEADS))
+def test_a_view_has_the_papers_columns(bench, measured_once, view):
+    whole = {r["preset"]: r for r in json.loads(bench(*PRESETS, "--json").out)["rows"]}
+    result = bench(*PRESETS, "--view", view, "--markdown")
+    cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in result.out.splitlines() if line[0:1] == "|"]
+    assert cells[0] == HEADS[view] and [row[0] for row in cells[2:]] == NAMES
+    assert "columns of " in result.out and ("left out" in result.out) == (view != "avoc-3")
+    for row in cells[2:]:
+        shown, measured = dict(zip(cells[0], row, strict=True)), whole[row[0]]
+        seconds = {name: number(found["median"]) for name, found in measured["seconds"].items()}
+        if view == "avoc-3":
+            assert shown["rho"] == percent(measured["retention"]["door"])
+            assert (shown["prefilling s"], shown["TTFT s"]) == (seconds["prefill"], seconds["time_to_first_token"])
+            assert shown["compression s"] == seconds["compress"]
+        elif view == "seats-4":
+            assert shown["R"] == percent(measured["retention"]["layers"]) and shown["GPU peak GiB"] == "-"
+            assert shown["prefill s"] == f"{seconds['prefill']} ({times(measured['factor']['prefill'])})"
+            assert (shown["inner-LLM s"] == "-") == (row[0] != "seats-10")
+            flops = measured["flops"]
+            assert shown["TFLOPs"] == f"{number(flops['prefill'], 1e12)} ({times(flops['factor'])})"
+        else:
+            assert (shown["time s"], shown["memory GiB"]) == (seconds["wall"], "-")
+    text = bench(*PRESETS, "--view", view).out.split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in text] == ["preset", *NAMES]
+
+
 def test_full_is_always_there_and_once(bench):
     value = json.loads(bench("-p", "full", "-p", "random-10", "-p", "full", "--json").out)
     assert [r["preset"] for r in value["rows"]] == ["full", "random-10"]
@@ -247,6 +322,10 @@ def test_plot_without_matplotlib_names_the_extra(bench, tmp_path, monkeypatch):
         (("-p", "seats-1", "-p", "avok"), 6, "seats-10"),
         (("--json", "--csv"), 2, "only one"),
         (("--stages", "-p", "avoc"), 2, "--stages"),
+        (("--stages", "--count", "paper"), 2, "--stages"),
+        (("--view", "seats-5"), 2, "avoc-3, seats-4, omarc-6"),
+        (("--view", "seats-4", "--json"), 2, "hold everything"),
+        (("--count", "mine"), 2, "paper"),
         (("--duration", "60"), 2, "without MEDIA"),
         (("--layers", "2"), 2, "--dummy-weights"),
         (("--dummy-weights", "qwen2.5-omni-7b"), 2, "--model and --dummy-weights"),
