@@ -7,6 +7,10 @@ Both scores are means of attention logits, and a mean is linear: the mean over t
 modality's tokens of a block) is taken before the product, which turns O(N d^2) into O(d^2 + N d) without changing the
 result. What the paper leaves open is settled here: a token whose block has no token of the other modality has an
 importance z-score of 0; a modality none of whose blocks has any is scored by relevance alone.
+
+``split: adaptive`` is ours (the paper names the fixed ratio as a limitation): the budget is shared by how far the best
+hundredth of each modality's relevances stands out from its bulk (`omnicli.compress.ops.standing`). Importance has no
+say in it, since a moment that stands out in one sense makes the other sense's tokens of that moment important.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import Self
 
 from omnicli.compress.base import MODALITIES, everything
-from omnicli.compress.budget import Budgeted
-from omnicli.compress.ops import finite, row_chunks, sums_by, zscore
+from omnicli.compress.budget import ADAPTIVE, Budgeted
+from omnicli.compress.ops import finite, row_chunks, standings, sums_by, zscore
 from omnicli.compress.tammr import ta_mmr
 from omnicli.compress.weights import beside, load_weights
 from omnicli.errors import ConfigError
@@ -207,6 +211,13 @@ class Avoc(Budgeted):
             found.append(f"scorer: {self.scorer} is neither auto, identity nor a file")
         return found
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the radius, where nothing is compared."""
+        found = super().idle()
+        if self.diversity == 0:
+            found["radius"] = "diversity is 0, so no tokens are compared"
+        return found
+
     def bind(self, model_folder: Path) -> Self:
         """Return the method with the scorer in the model's folder, if it is to choose one and there is one."""
         if self.scorer != "auto":
@@ -225,8 +236,10 @@ class Avoc(Budgeted):
         """
         projections, report = self._projections(tokens)
         score = finite(scores(tokens.features, tokens.modality, tokens.window, query.embeddings, projections))
-        mass = [float(score[tokens.modality == kind].clamp_min(0).sum()) for kind, _ in MODALITIES]
-        budget = self.budget(tokens, (mass[0], mass[1]))
+        standing = None
+        if self.split == ADAPTIVE:
+            standing = standings(relevance(tokens.features, query.embeddings, projections), tokens.modality)
+        budget = self.budget(tokens, standing)
         report = {"budget": budget.to_dict(), **report}
         if budget.total == len(tokens):
             return everything(tokens, **report)
