@@ -37,7 +37,7 @@ class MediaTokens:
     start_s, end_s : Tensor (N,) float64
         True seconds in the file that the token covers.
     window : Tensor (N,) int64
-        Temporal block index, never falling: ``floor(start_s / window_s)`` with the model's block length (2 s for
+        Temporal block index: ``floor(start_s / window_s)`` with the model's block length (2 s for
         Qwen2.5-Omni, 1 s for MiniCPM-o). Where frame groups are farther apart than that, a block begins with a group
         and lasts until the next one; stretches without pictures are cut at the typical interval between groups, so
         that every block but theirs holds pictures, and neighbouring groups are one block apart.

@@ -161,7 +161,7 @@ def token_times(frame_times: np.ndarray, temporal: int, end_s: float | None) -> 
 
 
 def temporal_blocks(start_s: Tensor, groups_s: np.ndarray, window_s: float) -> Tensor:
-    """Return the temporal block (N,) int64 of each token, never falling in the order the model reads them.
+    """Return the temporal block (N,) int64 of each token.
 
     Blocks of ``window_s`` seconds where frame groups are at most that far apart, or at least leave none of them without
     pictures: ``floor(start / window_s)``. Else blocks follow the groups, since sound could not be compared with
