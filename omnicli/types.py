@@ -38,7 +38,10 @@ class MediaTokens:
     start_s, end_s : Tensor (N,) float64
         True seconds in the file that the token covers.
     window : Tensor (N,) int64
-        Temporal block index: ``floor(start_s / window_s)`` with the model's block length (2 s for Qwen2.5-Omni).
+        Temporal block index: ``floor(start_s / window_s)`` with the model's block length (2 s for
+        Qwen2.5-Omni, 1 s for MiniCPM-o). Where frame groups are farther apart than that, a block begins with a group
+        and lasts until the next one; stretches without pictures are cut at the typical interval between groups, so
+        that every block but theirs holds pictures, and neighbouring groups are one block apart.
     row, col : Tensor (N,) int32
         Cell of a picture token in its frame's merged grid; -1 for sound.
     position_ids : Tensor (axes, N) int64 or float32

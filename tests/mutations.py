@@ -205,9 +205,39 @@ MUTATIONS = [
     ),
     Mutation(
         "omnicli/compress/top_score.py",
-        "clamp_min(0).sum()",
-        "abs().sum()",
+        "standings(score, tokens.modality)",
+        "(1.0, 1.0)",
         "tests/testing/test_methods.py",
+    ),
+    Mutation(
+        "omnicli/compress/ops.py",
+        "float(best.mean()) / deviation - NOISE",
+        "float(best.mean()) / deviation",
+        "tests/compress/test_adaptive.py",
+    ),
+    Mutation(
+        "omnicli/compress/budget.py",
+        "video * n_video, audio * n_audio",
+        "video, audio",
+        "tests/compress/test_retention.py",
+    ),
+    Mutation(
+        "omnicli/compress/base.py",
+        "getattr(method, field.name) != field.default",
+        "getattr(method, field.name) == ()",
+        "tests/compress/test_settings_act.py",
+    ),
+    Mutation(
+        "omnicli/models/layout.py",
+        "clamp_min(0).cummax(0).values",
+        "clamp_min(0)",
+        "tests/models/test_blocks.py",
+    ),
+    Mutation(
+        "omnicli/models/layout.py",
+        "following - group > 2 * typical",
+        "following - group > 20 * typical",
+        "tests/models/test_blocks.py",
     ),
     Mutation(
         "omnicli/compress/top_score.py",
@@ -457,7 +487,7 @@ MUTATIONS = [
     ),
     Mutation(
         "omnicli/compress/methods/omac.py",
-        "return score.clamp_min(FLOOR * float(score.mean()))",
+        "return score.clamp_min(self.floor * float(score.mean()))",
         "return score",
         "tests/compress/methods/test_ablations.py",
     ),
@@ -505,9 +535,9 @@ MUTATIONS = [
     ),
     Mutation(
         "presets/seats-35.yaml",
-        "retention_video: 0.30",
-        "retention_video: 0.40",
-        "tests/compress/test_presets.py",
+        "retention: 0.35",
+        "retention: 0.40",
+        "tests/compress/test_retention.py",
     ),
     Mutation(
         "presets/parity/fastv-25.yaml",
@@ -904,8 +934,8 @@ MUTATIONS = [
     ),
     Mutation(
         "omnicli/models/layout.py",
-        "torch.floor((start[order] + _TIME_EPSILON) / clock.window_s)",
-        "torch.floor((start[order] + _TIME_EPSILON) / clock.window_s + 0.5)",
+        "torch.floor((start_s + _TIME_EPSILON) / window_s)",
+        "torch.floor((start_s + _TIME_EPSILON) / window_s + 0.5)",
         "tests/testing/test_families.py",
     ),
     Mutation(

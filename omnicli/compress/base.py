@@ -7,6 +7,7 @@ hyper-parameters and become YAML keys and ``--set`` names, the file's name (``_`
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,6 +56,11 @@ class Compressor:
     exclusive_fields : tuple of tuples of str
         Groups of fields that say the same thing in different ways. A later source (``--set`` after a preset) that sets
         a field of one group drops the earlier values of the other groups: ``retention`` replaces ``tokens``.
+    acts_beside : mapping of str to tuple of str
+        A field that acts only beside one of others. A later source that sets a field of a group without any of those
+        drops its earlier value: ``retention_video`` replaces ``split`` too.
+    not_carried : frozenset of str
+        Fields that a preset of another method does not set where only the method is changed, because they cannot act.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -63,6 +69,8 @@ class Compressor:
     clean_differs: ClassVar[str] = ""
     name: ClassVar[str] = ""
     exclusive_fields: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    acts_beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    not_carried: ClassVar[frozenset[str]] = frozenset()
 
     uses_question: ClassVar[bool] = False
 
@@ -72,13 +80,25 @@ class Compressor:
             cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")
 
     def __post_init__(self) -> None:
-        problems = self.problems()
+        problems = [*self.problems(), *ignored(self, self.idle())]
         if problems:
             raise ConfigError(problems)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the fields' values, each beginning ``field: ``; empty if they are fine."""
         return []
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act whatever the clip, given the other fields, each with the reason.
+
+        To set one of them is an error. Fields that say how to choose among tokens of which the budget happens to keep
+        all are not among them: what they ask for is done.
+        """
+        return {}
+
+    def idle_behind(self) -> dict[str, str]:
+        """Return the fields that cannot act where another method chose before the LLM, each with the reason."""
+        return {}
 
     @classmethod
     def with_retention(cls, retention: float, **fields: Any) -> Self:
@@ -138,6 +158,15 @@ class Compressor:
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
+def ignored(method: Compressor, idle: Mapping[str, str]) -> list[str]:
+    """Return a line for each field of ``idle``, with its reason, that has another value than its default."""
+    return [f"{f.name}: {idle[f.name]}" for f in dataclasses.fields(method) if f.name in idle and _set(method, f)]
+
+
+def _set(method: Compressor, field: dataclasses.Field[Any]) -> bool:
+    return bool(getattr(method, field.name) != field.default)
+
+
 def acts(cls: type[Compressor]) -> str:
     """Return where a method works: before the LLM, inside it, or both."""
     where = [
@@ -181,4 +210,5 @@ __all__ = [
     "attention_in",
     "counts",
     "everything",
+    "ignored",
 ]

@@ -2,12 +2,16 @@
 
 Either a number of tokens K, or a share (retention) of all tokens, both shared between picture and sound by ``split``,
 or a share per modality. AVOC uses K = 10240 and 2:1 (arXiv 2606.24286, section 4.2).
+
+SEATS and the papers beside it name pairs of shares, such as 6 % of the pictures and 35 % of the sound, which are 10 %
+of all tokens at one mix only: 288 picture and 50 sound tokens in 2 s. Here such a pair is a split by rates, as in
+``retention: 0.1`` with ``split: "rates 6:35"``: both rates are scaled by the one factor that makes 10 % of any mix.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +30,7 @@ DEFAULT_TOKENS = 10240
 
 ADAPTIVE = "adaptive"
 PROPORTIONAL = "proportional"
+RATES = "rates"
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,27 @@ class Budget:
 
 
 def parse_ratio(split: str) -> tuple[float, float]:
-    """Return the weights of ``"2:1"`` (video:audio).
+    """Return the weights of ``"2:1"`` (video:audio), or of ``"rates 6:35"``.
 
     Raises
     ------
     ConfigError
         It is no pair of numbers, one is negative, or both are zero.
     """
-    parts = split.split(":")
+    pair = split.removeprefix(f"{RATES} ") if by_rates(split) else split
     try:
-        video, audio = (float(p) for p in parts)
+        video, audio = (float(p) for p in pair.split(":"))
     except ValueError:
-        raise ConfigError(f"must be VIDEO:AUDIO such as 2:1, {ADAPTIVE} or {PROPORTIONAL}, not {split!r}") from None
+        known = f"VIDEO:AUDIO such as 2:1, {RATES} VIDEO:AUDIO such as {RATES} 6:35, {PROPORTIONAL} or {ADAPTIVE}"
+        raise ConfigError(f"must be {known}, not {split!r}") from None
     if not (math.isfinite(video) and math.isfinite(audio) and video >= 0 and audio >= 0 and video + audio > 0):
         raise ConfigError(f"needs two weights that are not negative and not both 0, not {split!r}")
     return video, audio
+
+
+def by_rates(split: str) -> bool:
+    """Tell whether a split's weights are those of a token of each modality (``rates 6:35``), not of the modality."""
+    return split.startswith(f"{RATES} ")
 
 
 def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
@@ -204,12 +215,15 @@ class Budgeted(Compressor):
     tokens : int or None
         Tokens that stay, of both modalities together. 10240 where no other budget is set.
     split : str
-        How they are shared: ``VIDEO:AUDIO`` such as ``2:1``, ``proportional`` to what is there, or ``adaptive``: by
-        where the score mass lies (methods with scores).
+        How they are shared: ``VIDEO:AUDIO`` such as ``2:1``, whatever there is of each; ``rates VIDEO:AUDIO`` such as
+        ``rates 6:35``, what a token of each weighs: the shares of the modalities that stay are in this ratio, as far
+        as there are tokens; ``proportional``, which is ``rates 1:1``; or ``adaptive``: by how far each modality's best
+        scores stand out (methods with scores).
     retention : float or None
         Instead of tokens: the share of all tokens that stays, above 0 and at most 1; shared by ``split`` as well.
     retention_video, retention_audio : float or None
-        Instead of both: the share of each modality that stays, 0 to 1. Where only one is set, the other stays whole.
+        Instead of these and ``split``: the share of each modality that stays, 0 to 1. Where only one is set, the other
+        stays whole.
     """
 
     tokens: int | None = None
@@ -224,6 +238,7 @@ class Budgeted(Compressor):
         ("retention",),
         ("retention_video", "retention_audio"),
     )
+    acts_beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"split": ("tokens", "retention")}
 
     @classmethod
     def with_retention(cls, retention: float, **fields: Any) -> Self:
@@ -257,15 +272,16 @@ class Budgeted(Compressor):
                 found.append(f"split: {error}")
         return found
 
-    def budget(self, tokens: MediaTokens, mass: tuple[float, float] | None = None) -> Budget:
+    def budget(self, tokens: MediaTokens, standings: tuple[float, float] | None = None) -> Budget:
         """Return how many tokens of each modality stay.
 
         Parameters
         ----------
         tokens : MediaTokens
             All tokens of the clip.
-        mass : (float, float)
-            Score mass of video and audio, for ``split: adaptive``.
+        standings : (float, float)
+            How far video's and audio's best scores stand out (`ops.standing`), for ``split: adaptive``.
+            None: not known yet; shared by what is there.
 
         Raises
         ------
@@ -273,20 +289,20 @@ class Budgeted(Compressor):
             The settings leave nothing of what the clip holds.
         """
         have = counts(tokens)
-        return self.budget_of(have["video"], have["audio"], mass)
+        return self.budget_of(have["video"], have["audio"], standings)
 
     def budget_of(
         self,
         n_video: int,
         n_audio: int,
-        mass: tuple[float, float] | None = None,
+        standings: tuple[float, float] | None = None,
         held: tuple[int, int] | None = None,
     ) -> Budget:
         """Return the budget of a clip of so many picture and sound tokens, of which ``held`` are at hand (None: all).
 
         See `budget`.
         """
-        budget = self.shares_of(n_video, n_audio, mass, held)
+        budget = self.shares_of(n_video, n_audio, standings, held)
         if budget.total == 0 and n_video + n_audio > 0:
             raise ConfigError("retention 0 of the only modality in this file leaves nothing; raise it")
         return budget
@@ -295,7 +311,7 @@ class Budgeted(Compressor):
         self,
         n_video: int,
         n_audio: int,
-        mass: tuple[float, float] | None = None,
+        standings: tuple[float, float] | None = None,
         held: tuple[int, int] | None = None,
     ) -> Budget:
         """Return the same where it may be nothing, as in the middle of a clip."""
@@ -304,7 +320,7 @@ class Budgeted(Compressor):
         if (separate := self._separate(n_video, n_audio)) is not None:
             return separate
         have = (n_video, n_audio) if held is None else held
-        return split_tokens(self.total_of(n_video, n_audio), *have, self._weights(n_video, n_audio, mass))
+        return split_tokens(self.total_of(n_video, n_audio), *have, self._weights(n_video, n_audio, standings))
 
     def total_of(self, n_video: int, n_audio: int) -> int:
         """Return how many tokens of both modalities together may stay."""
@@ -321,23 +337,42 @@ class Budgeted(Compressor):
             return None
         return Budget(*(share_of(1.0 if r is None else r, n) for r, n in zip(given, (n_video, n_audio), strict=True)))
 
+    def keeps_everything(self) -> bool:
+        """Return whether the settings keep every token of any clip."""
+        shares = (self.retention, self.retention_video, self.retention_audio)
+        return any(s is not None for s in shares) and all(s is None or s >= 1 for s in shares)
+
     def nominal(self, n_video: int, n_audio: int) -> tuple[float, float] | None:
         """Return the budget as shares."""
         budget = self.budget_of(n_video, n_audio)
         return budget.video / max(1, n_video), budget.audio / max(1, n_audio)
 
-    def _weights(self, n_video: int, n_audio: int, mass: tuple[float, float] | None) -> tuple[float, float]:
-        if self.split == ADAPTIVE and mass is not None and sum(mass) > 0:
-            return mass
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act beside the others: the split, where each modality has a share."""
+        found = super().idle()
+        if (self.retention_video, self.retention_audio) != (None, None):
+            found["split"] = (
+                "retention_video and retention_audio say what stays of each; set retention instead to share it"
+            )
+        return found
+
+    def _weights(self, n_video: int, n_audio: int, standings: tuple[float, float] | None) -> tuple[float, float]:
+        if self.split == ADAPTIVE and standings is not None and sum(standings) > 0:
+            return standings
         if self.split in (ADAPTIVE, PROPORTIONAL):
             return float(n_video), float(n_audio)
-        return parse_ratio(self.split)
+        video, audio = parse_ratio(self.split)
+        if not by_rates(self.split):
+            return video, audio
+        weights = video * n_video, audio * n_audio
+        return weights if sum(weights) > 0 else (float(n_video), float(n_audio))
 
 
 __all__ = [
     "DEFAULT_TOKENS",
     "Budget",
     "Budgeted",
+    "by_rates",
     "intact",
     "largest_remainder",
     "parse_ratio",

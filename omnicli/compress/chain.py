@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from omnicli.compress.base import Compressor
+from omnicli.compress.base import Compressor, ignored
 from omnicli.types import LayerView, MediaTokens, Query, Selection
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Chain(Compressor):
             found.append(f"method: {self.first.name} works inside the LLM too, which would be left out; put it last")
         if type(self.second).prune is Compressor.prune:
             found.append(f"method: {self.second.name} does nothing inside the LLM; put it first")
+        found += [f"{self.second.name}.{line}" for line in ignored(self.second, self.second.idle_behind())]
         return found
 
     def bind(self, model_folder: Path) -> Self:

@@ -137,11 +137,19 @@ def best_in_groups(scores: Tensor, groups: Groups, quota: Tensor) -> Tensor:
     return order[rank < quota.to(order.device).repeat_interleave(groups.sizes)].sort().values
 
 
+def evenly(groups: Groups, quota: Tensor) -> Tensor:
+    """Return scores (n,) fp32, 1 for ``quota`` (G,) evenly spaced rows of each group and 0 for the others."""
+    n, k = groups.sizes[groups.index], quota[groups.index]
+    nth = torch.arange(n.numel(), device=n.device) - groups.starts[groups.index]
+    return ((((nth + 1) * k + n // 2) // n) > ((nth * k + n // 2) // n)).float()
+
+
 __all__ = [
     "Groups",
     "best",
     "best_in_groups",
     "counterparts",
+    "evenly",
     "frames",
     "group",
     "runs",

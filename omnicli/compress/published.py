@@ -71,6 +71,14 @@ class Baseline(Published):
     audio: Literal["intact", "select"] = "intact"
 
     floor: ClassVar[float] = 0.05
+    not_carried: ClassVar[frozenset[str]] = frozenset({"split"})
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the split where sound is not chosen among."""
+        found = super().idle()
+        if self.audio == "intact":
+            found["split"] = "audio is intact: pictures get what sound leaves of the total, and nothing is shared"
+        return found
 
     def plan_of(self, n_video: int, n_audio: int) -> Budget:
         """Return the plan for a clip of so many picture and sound tokens."""

@@ -15,8 +15,11 @@ is ours:
   but no more than the whole budget, so that what early and still uncertain statistics misjudge can still be chosen in
   the end. Tokens that cannot come into the room are let go before anything is compared.
 
-What differs from choosing with the whole clip in view: tokens let go early under early statistics, penalties frozen
-under them, and `split: adaptive`, whose score mass is added up with the statistics of each moment.
+- `split: adaptive`. How far relevances stand out is asked of an even sample of each modality's (up to `running.SAMPLE`
+  tokens it is all of them). As nobody knows the shares before the end, each modality has room for the whole budget.
+
+What differs from choosing with the whole clip in view: tokens let go early under early statistics, and penalties frozen
+under them.
 
 The budget is known beforehand where it is a number of tokens. A share (retention) is one of the tokens counted so far,
 so that the room grows with the clip; and where a modality stops early, it may have let go more than it would have had
@@ -32,10 +35,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from omnicli.compress.base import MODALITIES
-from omnicli.compress.budget import Budget
+from omnicli.compress.budget import ADAPTIVE, Budget
 from omnicli.compress.groups import best
 from omnicli.compress.methods.avoc import Avoc, Projections, relevance
-from omnicli.compress.ops import finite
+from omnicli.compress.ops import finite, standing
+from omnicli.compress.running import Moments, Sample
 from omnicli.errors import ConfigError
 from omnicli.types import MediaTokens
 from omnicli.utils.lazy import torch
@@ -85,6 +89,7 @@ class Stream:
         self._last: int | None = None
         empty = question.new_zeros(0, question.shape[1], dtype=torch.float32)
         self._sides = tuple(_Side(settings, empty) for _ in MODALITIES)
+        self._adaptive = settings.split == ADAPTIVE
 
     def push(self, tokens: MediaTokens) -> Tensor:
         """Take in one or more whole blocks and return the numbers (n,) of the tokens that were let go.
@@ -119,22 +124,23 @@ class Stream:
         for side, new, own in zip(self._sides, come, features_of, strict=True):
             if len(new):
                 side.observe(new, own)
+                if self._adaptive:
+                    side.sample.add(new.number, new.relevance)
         candidates = (self.held[0] + len(come[0]), self.held[1] + len(come[1]))
-        shares = self.settings.shares_of(*self.seen, self._mass, candidates)
         most, lost = self.settings.total_of(*self.seen), []
-        for side, new, own, (_, name) in zip(self._sides, come, features_of, MODALITIES, strict=True):
+        rooms = [most, most]
+        if not self._adaptive:
+            shares = self.settings.shares_of(*self.seen, None, candidates)
+            rooms = [min(most, math.ceil(SLACK * share)) for share in (shares.video, shares.audio)]
+        for side, new, own, room in zip(self._sides, come, features_of, rooms, strict=True):
             if len(new):
-                lost.append(side.push(new, own, min(most, math.ceil(SLACK * getattr(shares, name)))))
+                lost.append(side.push(new, own, room))
         return lost
 
     @property
     def held(self) -> tuple[int, int]:
         """Video and audio tokens that have not been let go."""
         return len(self._sides[0].tokens), len(self._sides[1].tokens)
-
-    @property
-    def _mass(self) -> tuple[float, float]:
-        return self._sides[0].mass, self._sides[1].mass
 
     def budget(self) -> Budget:
         """Return how many tokens of each modality are chosen if nothing more comes.
@@ -144,7 +150,9 @@ class Stream:
         ConfigError
             The settings leave nothing of what came.
         """
-        return self.settings.budget_of(*self.seen, self._mass, self.held)
+        video, audio = (standing(side.sample.values) for side in self._sides)
+        standings = (video, audio) if self._adaptive else None
+        return self.settings.budget_of(*self.seen, standings, self.held)
 
     def finish(self) -> Tensor:
         """Return the ascending numbers (K,) int64 of the tokens chosen of all that came. More may be pushed after."""
@@ -197,34 +205,6 @@ class _Tokens:
         return _Tokens(*(torch.cat([getattr(self, f.name), getattr(later, f.name)]) for f in dataclasses.fields(self)))
 
 
-@dataclass
-class _Moments:
-    """Running count, mean, sum of squared deviations and largest magnitude of a score (Welford, block by block)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    largest: float = 0.0
-
-    def add(self, values: Tensor) -> None:
-        """Take in values (n,)."""
-        if values.numel() == 0:
-            return
-        v = values.double()
-        mean = float(v.mean())
-        apart, total = mean - self.mean, self.count + v.numel()
-        self.squares += float((v - mean).square().sum()) + apart * apart * self.count * v.numel() / total
-        self.mean += apart * v.numel() / total
-        self.count, self.largest = total, max(self.largest, float(v.abs().max()))
-
-    def z(self, values: Tensor) -> Tensor:
-        """Return z-scores (n,) float32; all 0 where the values were equal up to rounding, as `ops.zscore` has it."""
-        variance = self.squares / max(1, self.count)
-        if variance <= (1e-6 * self.largest) ** 2:
-            return torch.zeros_like(values)
-        return ((values.double() - self.mean) / variance**0.5).float()
-
-
 class _Side:
     """One modality's tokens: those held, the live ones among them (the last of them), and running statistics."""
 
@@ -236,7 +216,7 @@ class _Side:
         self._parts = (settings.relevance, settings.importance)
         empty = vectors.new_zeros(0)
         self.tokens = _Tokens.of(empty.long(), 0, empty, empty, empty.bool())
-        self.relevance, self.importance, self.mass = _Moments(), _Moments(), 0.0
+        self.relevance, self.importance, self.sample = Moments(), Moments(), Sample(vectors.device)
         self._count, self._sum = 0, vectors.new_zeros(vectors.shape[1], dtype=torch.float64)
         self._origin = vectors.new_zeros(vectors.shape[1])
         # Live vectors and their products are relative to the first block's mean, which keeps them small and exact; the
@@ -247,7 +227,6 @@ class _Side:
         """Bring the statistics up to a block's tokens with features (n, D) float32; freeze what they leave behind."""
         self.relevance.add(new.relevance)
         self.importance.add(new.importance[new.defined])
-        self.mass += float(self.score(new).clamp_min(0).sum())
         self._freeze(int((self._live_tokens().block < new.block[0] - self.radius).sum()))
         self._sum += features.sum(0)
         self._count += len(features)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from omnicli.compress.base import MODALITIES, everything
-from omnicli.compress.budget import Budgeted
+from omnicli.compress.budget import ADAPTIVE, Budgeted
 from omnicli.compress.groups import best
-from omnicli.compress.ops import finite
+from omnicli.compress.ops import finite, standings
 from omnicli.types import MediaTokens, Query, Selection
 from omnicli.utils.lazy import torch
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class TopScore(Budgeted):
     """Keep the tokens of each modality with the highest scores, as many as its budget has; of equal ones the first.
 
-    A subclass writes `score` and nothing else. Only scores of one modality are compared with each other, but for
-    ``split: adaptive``, which shares the budget by the sum of each modality's scores above 0.
+    A subclass writes `score` and nothing else. Only scores of one modality are compared with each other;
+    ``split: adaptive`` compares how far the best of each modality stand out (`omnicli.compress.ops.standing`).
     """
 
     has_scores: ClassVar[bool] = True
@@ -49,9 +49,8 @@ class TopScore(Budgeted):
         score = finite(self.score(tokens, query).float())
         if score.shape != (len(tokens),):
             raise ValueError(f"{self.name}: scores are {tuple(score.shape)}, not one for each of {len(tokens)} tokens")
-        if self.has_scores:
-            video, audio = (float(score[tokens.modality == kind].clamp_min(0).sum()) for kind, _ in MODALITIES)
-            budget = self.budget(tokens, (video, audio))
+        if self.split == ADAPTIVE:
+            budget = self.budget(tokens, standings(score, tokens.modality))
         kept = []
         for kind, name in MODALITIES:
             own = tokens.indices(kind)

@@ -345,10 +345,11 @@ class _Resolver:
         """Forget preset values that an override says in another way, or that belong to another method."""
         values, changed = self.values[section], self.changed[section]
         if self.method_changed:
-            values = {k: v for k, v in values.items() if k in field_types(cls)}
+            values = {k: v for k, v in values.items() if k in field_types(cls) and k not in cls.not_carried}
         for group in cls.exclusive_fields:
             if any(name in changed for name in group):
                 others = {n for g in cls.exclusive_fields if g is not group for n in g}
+                others |= {name for name, beside in cls.acts_beside.items() if not set(beside) & set(group)}
                 values = {k: v for k, v in values.items() if k not in others}
         self.values[section] = values
 

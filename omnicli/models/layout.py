@@ -6,6 +6,7 @@ Checked against the stock processor and ``get_rope_index`` in the tests.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -159,6 +160,66 @@ def token_times(frame_times: np.ndarray, temporal: int, end_s: float | None) -> 
     return starts, ends
 
 
+def temporal_blocks(start_s: Tensor, groups_s: np.ndarray, window_s: float) -> Tensor:
+    """Return the temporal block (N,) int64 of each token.
+
+    Blocks of ``window_s`` seconds where frame groups are at most that far apart, or at least leave none of them without
+    pictures: ``floor(start / window_s)``. Else blocks follow the groups, since sound could not be compared with
+    pictures, nor a group with the one before, if most blocks held neither: see `block_begins`. A token that is read
+    behind one of a later block (sound of the two seconds in which a picture starts) belongs to that later block.
+
+    Parameters
+    ----------
+    start_s : Tensor (N,) float64
+        File seconds at which tokens start, in the order the model reads them.
+    groups_s : ndarray (G,) float64
+        File seconds at which frame groups start, ascending.
+    window_s : float
+        The model's length of a block.
+    """
+    plain = torch.floor((start_s + _TIME_EPSILON) / window_s).long()
+    held = np.floor((groups_s + _TIME_EPSILON) / window_s)
+    if len(groups_s) < 2 or np.median(np.diff(groups_s)) <= window_s + _TIME_EPSILON or np.diff(held).max() <= 1:
+        return plain
+    begins = block_begins(groups_s, float(start_s.min()), float(start_s.max()), window_s)
+    return (torch.searchsorted(begins, start_s + _TIME_EPSILON, right=True) - 1).clamp_min(0).cummax(0).values
+
+
+def block_begins(groups_s: np.ndarray, first_s: float, last_s: float, window_s: float) -> Tensor:
+    """Return the seconds (B,) float64 at which blocks begin that follow the frame groups.
+
+    A block begins where a group starts, if the one before is ``window_s`` long by then. Stretches without pictures are
+    cut into blocks of the typical (median) interval between groups, the last one up to twice as long: those between
+    groups that are more than twice that interval apart, and those before the first and after the last group. A stretch
+    before the first group that is shorter than the interval belongs to that group's block, which begins later.
+
+    Parameters
+    ----------
+    groups_s : ndarray (G,) float64
+        Seconds at which the groups start, at least two.
+    first_s, last_s : float
+        Seconds at which the first and the last token start.
+    window_s : float
+        Least length of a block.
+    """
+    typical = float(np.median(np.diff(groups_s)))
+
+    def cut(begin: float, end: float) -> list[float]:
+        count = int((end - begin + _TIME_EPSILON) / typical)
+        return [begin + i * typical for i in range(1, count)]
+
+    begins = [float(groups_s[0])]
+    if begins[0] - first_s >= typical:
+        begins = [first_s, *cut(first_s, begins[0]), *begins]
+    for group, following in itertools.pairwise(groups_s.tolist()):
+        if following - group > 2 * typical + _TIME_EPSILON:
+            begins += cut(group, following)
+        if following - begins[-1] >= window_s - _TIME_EPSILON:
+            begins.append(following)
+    begins += cut(float(groups_s[-1]), last_s)
+    return torch.tensor(begins, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Clock:
     """One clock for pictures and sound.
@@ -172,7 +233,7 @@ class Clock:
     positions_per_s : float
         Time positions per second.
     window_s : float
-        Length of a temporal block.
+        Length of a temporal block, and of the stretches in which pictures come first.
     group : int
         Frames per group.
     exact : bool
@@ -245,7 +306,7 @@ def assemble(
         modality=modality[order].to(device),
         start_s=start[order].to(device),
         end_s=end[order].to(device),
-        window=torch.floor((start[order] + _TIME_EPSILON) / clock.window_s).long().to(device),
+        window=temporal_blocks(start[order], starts, clock.window_s).to(device),
         row=row[order].to(device),
         col=col[order].to(device),
         position_ids=positions.to(device),

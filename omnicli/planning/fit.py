@@ -12,8 +12,9 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from omnicli.compress.base import Compressor
 from omnicli.config.config import Config, load_config
-from omnicli.errors import MediaError, MemoryLimitError, ModelError, UnknownFamilyError
+from omnicli.errors import ConfigError, MediaError, MemoryLimitError, ModelError, UnknownFamilyError
 from omnicli.models.weights import devices as cards
 from omnicli.planning import machine
 from omnicli.planning.plan import Change, Plan, make_plan
@@ -28,14 +29,19 @@ _STEPS = 6
 def smaller(config: Config) -> tuple[Config, str]:
     """Return the settings with a smaller budget, and what to call them; what ``--fit`` tries first.
 
-    Half of ``tokens`` or ``retention`` where the method has one of them set; else (``full``, and methods with shares by
-    layer) the method of the preset ``avoc``, which reads 10,240 tokens of a film however long it is.
+    Half of ``tokens`` or ``retention`` where the method has one of them set, chooses by it before the LLM, and can keep
+    so little; else (``full``, ``fastv``, and methods with shares by modality) the method of the preset ``avoc``, which
+    reads 10,240 tokens of a film however long it is.
     """
+    chooses = type(config.compressor).compress is not Compressor.compress
     for name in ("tokens", "retention"):
         value = getattr(config.compressor, name, None)
-        if value:
+        if value and chooses:
             half = max(1, value // 2) if isinstance(value, int) else value / 2
-            small = dataclasses.replace(config.compressor, **{name: half})
+            try:
+                small = dataclasses.replace(config.compressor, **{name: half})
+            except ConfigError:  # DyCoke keeps a quarter at least
+                break
             return dataclasses.replace(config, compressor=small), f"{config.method}.{name}={half:g}"
     return dataclasses.replace(config, preset="avoc", compressor=load_config("avoc").compressor), "preset avoc"
 

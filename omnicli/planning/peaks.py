@@ -132,8 +132,8 @@ def _peak(parts: dict[str, int], selecting: int, whole: bool, offload: bool) -> 
     """Return the largest sum of what is alive at the same time, where the model computes.
 
     Encoding: weights, tokens so far, working memory. Assembling: the tokens twice. Choosing: tokens, the copies that
-    are kept, and the method's own, or the stretch that the LLM reads for it. Reading: tokens, copies, KV cache, and a chunk's working memory; hidden states of
-    all positions where a method prunes inside the LLM (``whole``).
+    are kept, and the method's own, or the stretch that the LLM reads for it. Reading: tokens, copies, KV cache, and a
+    chunk's working memory; hidden states of all positions where a method prunes inside the LLM (``whole``).
     With ``offload`` only the weights that work are there.
     """
     encoding = parts["tokens"] + max(parts["encoders"], parts["tokens"])

@@ -156,8 +156,9 @@ def order(t: Trial) -> Iterator[str]:
         tokens = t.clip(start).tokens
         if bool((tokens.window[1:] < tokens.window[:-1]).any()):
             yield "window goes back"
-        if not torch.equal(tokens.window, torch.floor((tokens.start_s + 1e-6) / m.facts.window_s).long()):
-            yield "window is not floor(start_s / window_s)"
+        plain = torch.floor((tokens.start_s + 1e-6) / m.facts.window_s).long()
+        if m.frame_group <= m.facts.window_s and not torch.equal(tokens.window, plain):
+            yield "window is not floor(start_s / window_s) where frame groups are at most window_s apart"
         for modality in Modality:
             begin = tokens.start_s[tokens.indices(modality)]
             if bool((begin[1:] < begin[:-1]).any()):
@@ -177,6 +178,21 @@ def order(t: Trial) -> Iterator[str]:
             yield "row and col of pictures do not count the grid line by line"
         if bool((tokens.row[audio] != -1).any()) or bool((tokens.col[audio] != -1).any()):
             yield "row and col of sound are not -1"
+
+
+def blocks(t: Trial) -> Iterator[str]:
+    """Where frame groups are farther apart than ``window_s``, blocks follow them: `omnicli.models.layout` has how."""
+    apart_s = 5 * t.model.facts.window_s
+    times = np.arange(float(FRAMES)) * apart_s
+    pieces = t.encode_video(FRAMES, t.model.video_batch), t.encode_audio(SECONDS, 32_000)
+    tokens = t.model.assemble(pieces[0], times, pieces[1], end_s=FRAMES * apart_s).tokens
+    video, audio = (tokens.indices(modality) for modality in (Modality.VIDEO, Modality.AUDIO))
+    begun = audio[tokens.start_s[audio] < tokens.start_s[video].max()]
+    if not bool(torch.isin(tokens.window[begun], tokens.window[video]).all()):
+        yield f"with frames {apart_s:g} s apart, sound between pictures is in blocks without pictures"
+    steps = torch.unique(tokens.window[video]).diff()
+    if steps.numel() and not bool((steps == 1).all()):
+        yield f"with frames {apart_s:g} s apart, neighbouring frame groups are not in neighbouring blocks"
 
 
 def tokens_are_their_own(t: Trial) -> Iterator[str]:
@@ -269,6 +285,7 @@ POINTS = (
     audio_in_pieces,
     captures,
     order,
+    blocks,
     tokens_are_their_own,
     one_modality_alone,
     positions,

@@ -219,10 +219,11 @@ def test_what_fit_asks_with():
     for preset, setting, kept in (
         ("avoc-10", "avoc.retention=0.05", 0.05),
         ("random-10", "random.retention=0.05", 0.05),
+        ("seats-10", "seats.retention=0.05", 0.05),
     ):
         config, what = fit.smaller(load_config(preset))
         assert what == setting and config.compressor.retention == kept and config.preset == preset
-    for preset in ("full", "seats-10", "fastv-25"):
+    for preset in ("full", "parity/seats-10", "fastv-25", "dycoke-35"):
         old = load_config(preset, ["media.fps=2"])
         config, what = fit.smaller(old)
         assert (config.method, config.preset, what) == ("avoc", "avoc", "preset avoc")

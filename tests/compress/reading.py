@@ -72,18 +72,24 @@ def encoded(family: str, kind: str, capture: frozenset[str]):
 @cache
 def random_clip(family: str, layers: int = 28):
     """Return random tokens of 4 s, more video than sound, with saliency and keys."""
-    omni, chance = model(family, layers), torch.Generator().manual_seed(0)
+    omni = model(family, layers)
     side = 8 if omni.position_axes == 1 else 10  # MiniCPM-o has 64 tokens a frame, and no pairs
-    groups, n_audio = 8 // omni.frame_group, max(40, omni.facts.audio_tokens(3.2))
+    return random_tokens(omni, 8, 4.0, (side, side), max(40, omni.facts.audio_tokens(3.2)))
+
+
+def random_tokens(omni, frames: int, seconds: float, grid: tuple[int, int], n_audio: int):
+    """Return random tokens of so many frames, spread over the time, and sound, with saliency and keys."""
+    chance, groups = torch.Generator().manual_seed(0), frames // omni.frame_group
 
     def random(n):
         made = [torch.randn(n, width, generator=chance) for width in (omni.hidden_size, 16)]
         return made[0], torch.rand(n, generator=chance) + 0.5, made[1]
 
-    features, saliency, keys = random(groups * side * side)
+    features, saliency, keys = random(groups * grid[0] * grid[1])
     levels = torch.zeros(omni.facts.levels, len(features), omni.hidden_size) if omni.facts.levels else None
-    video = EncodedVideo(features, groups, side, side, saliency, keys, levels)
-    return omni.assemble([video], np.arange(8) / 2, [EncodedAudio(*random(n_audio))], 0.0, 4.0)
+    video = [EncodedVideo(features, groups, *grid, saliency, keys, levels)] if groups else []
+    audio = [EncodedAudio(*random(n_audio))] if n_audio else []
+    return omni.assemble(video, np.arange(frames) * seconds / max(1, frames), audio, 0.0, seconds)
 
 
 def captured(tokens: MediaTokens, capture: frozenset[str]) -> MediaTokens:
@@ -93,7 +99,7 @@ def captured(tokens: MediaTokens, capture: frozenset[str]) -> MediaTokens:
     )
 
 
-def read(omni, clip, method: Compressor, *, write: bool = False):
+def read(omni, clip, method: Compressor, *, write: bool = False, capacity: int = 1024):
     """Choose among a clip's tokens, read what is left through all layers, ``write`` three tokens; check all.
 
     Returns the tokens, those that entered, and what the answer says about tokens.
@@ -102,7 +108,7 @@ def read(omni, clip, method: Compressor, *, write: bool = False):
     prompt = omni.prompt("Who speaks last?", video=clip.video, audio=clip.audio)
     kept = tokens.select(method.compress(tokens, omni.query(prompt)))
     given = omni.sequence(prompt, clip, kept)
-    cache_ = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=1024)
+    cache_ = KVCache(omni.depth, omni.kv_heads, omni.head_dim, dtype=omni.dtype, device=omni.device, capacity=capacity)
     counts = (tokens.count(Modality.VIDEO), tokens.count(Modality.AUDIO))
     span = given.media_span
     out = prefill(

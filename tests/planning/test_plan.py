@@ -195,7 +195,11 @@ def test_an_hour_of_full_tokens_is_refused_and_the_remedy_fits(film, room):
         ("avoc", (), "avoc.tokens=5120", "tokens", 5120),
         ("avoc", ("avoc.tokens=1",), "avoc.tokens=1", "tokens", 1),
         ("random-10", (), "random.retention=0.05", "retention", 0.05),
+        ("seats-10", (), "seats.retention=0.05", "retention", 0.05),
         ("full", (), "preset avoc", "tokens", 10240),
+        ("dycoke-35", (), "preset avoc", "tokens", 10240),  # keeps a quarter at least
+        ("fastv-25", (), "preset avoc", "tokens", 10240),  # lets everything in
+        ("parity/seats-10", (), "preset avoc", "tokens", 10240),
     ],
 )
 def test_a_smaller_budget_is_half_of_the_methods_own(preset, sets, text, field, value):

@@ -304,16 +304,14 @@ def test_scores_decide_within_each_modality_and_the_first_of_equal_ones_stays():
     assert chosen.indices.tolist() == [14, 15, 19, 20]
 
 
-def test_adaptive_split_follows_the_scores_above_zero():
+def test_adaptive_split_follows_scores_that_stand_out():
     tokens = testing.clip(blocks=3, audio=4, rows=2, cols=2)
-    mass = spoilt(
-        score=lambda self, t, q: (
-            torch.where(t.modality == 1, 3.0, 1.0) * (t.window < 2) - 9.0 * (t.window == 2) * (t.modality == 0)
-        )
+    rare = spoilt(
+        score=lambda self, t, q: torch.arange(len(t)) % 5 + 30.0 * ((t.modality == 1) & (t.start_s == t.start_s[-1]))
     )
-    assert mass(tokens=8, split="adaptive").compress(tokens, testing.query()).report["budget"] == {
-        "video": 2,
-        "audio": 6,
+    assert rare(tokens=8, split="adaptive").compress(tokens, testing.query()).report["budget"] == {
+        "video": 1,
+        "audio": 7,
     }
     assert Random(tokens=4).problems() == []
     with pytest.raises(ConfigError, match="has no scores"):

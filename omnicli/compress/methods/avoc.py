@@ -8,6 +8,10 @@ Both scores are means of attention logits, and a mean is linear: the mean over t
 modality's tokens of a block) is taken before the product, which turns O(N d^2) into O(d^2 + N d) without changing the
 result. What the paper leaves open is settled here: a token whose block has no token of the other modality has an
 importance z-score of 0; a modality none of whose blocks has any is scored by relevance alone.
+
+``split: adaptive`` is ours (the paper names the fixed ratio as a limitation): the budget is shared by how far the best
+hundredth of each modality's relevances stands out from its bulk (`omnicli.compress.ops.standing`). Importance has no
+say in it, since a moment that stands out in one sense makes the other sense's tokens of that moment important.
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import Self
 
 from omnicli.compress.base import MODALITIES, counts, everything
-from omnicli.compress.budget import Budgeted
+from omnicli.compress.budget import ADAPTIVE, Budgeted
 from omnicli.compress.groups import spans
-from omnicli.compress.ops import finite, row_chunks, sums_by, zscore
+from omnicli.compress.ops import finite, row_chunks, standings, sums_by, zscore
 from omnicli.compress.tammr import ta_mmr
 from omnicli.compress.weights import beside, load_weights
 from omnicli.errors import ConfigError
@@ -236,9 +240,6 @@ class Avoc(Budgeted):
             found.append(f"stretch_s: must be above 0, not {self.stretch_s:g}")
         if not 0 < self.scorer_layers <= 1:
             found.append(f"scorer_layers: must be above 0 and at most 1, not {self.scorer_layers:g}")
-        for name in ("stretch_s", "scorer_layers"):
-            if getattr(self, name) != getattr(Avoc, name) and self.scorer not in (AUTO, BACKBONE):
-                found.append(f"{name}: only the scorer {BACKBONE} reads stretches, not {self.scorer}")
         if not (self.relevance or self.importance):
             found.append("relevance: without importance as well there is nothing to choose by; use method random")
         if self.scorer == BACKBONE and (left_out := self._left_out()):
@@ -255,6 +256,15 @@ class Avoc(Budgeted):
 
     def _layers(self, depth: int) -> int:
         return max(1, round(self.scorer_layers * depth))
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the radius, where nothing is compared, and the backbone's without it."""
+        found = super().idle()
+        if self.scorer not in (AUTO, BACKBONE):
+            found |= dict.fromkeys(("stretch_s", "scorer_layers"), f"only the scorer {BACKBONE} reads stretches")
+        if self.diversity == 0:
+            found["radius"] = "diversity is 0, so no tokens are compared"
+        return found
 
     def bind(self, model_folder: Path) -> Self:
         """Return the method with the scorer in the model's folder, if it is to choose one and there is one."""
@@ -274,8 +284,7 @@ class Avoc(Budgeted):
         """
         score, scorer = self._scores(tokens, query)
         notes = self._notes(scorer, tokens)
-        mass = [float(score[tokens.modality == kind].clamp_min(0).sum()) for kind, _ in MODALITIES]
-        budget = self.budget(tokens, (mass[0], mass[1]))
+        budget = self.budget(tokens, self._standing(score, scorer, tokens, query))
         report: dict[str, Any] = {"scorer": scorer, "budget": budget.to_dict()}
         if budget.total == len(tokens):
             return dataclasses.replace(everything(tokens, **report), notes=notes)
@@ -315,6 +324,14 @@ class Avoc(Budgeted):
         for kind, _ in MODALITIES:
             score += zscore(attention, tokens.modality == kind)
         return score
+
+    def _standing(self, score: Tensor, scorer: str, tokens: MediaTokens, query: Query) -> tuple[float, float] | None:
+        """Return how far each sense stands out, for ``split: adaptive``; importance lifts both where one does."""
+        if self.split != ADAPTIVE:
+            return None
+        if scorer != BACKBONE and self.relevance:
+            score = relevance(tokens.features, query.embeddings, self._projections(tokens)[0])
+        return standings(score, tokens.modality)
 
     def _notes(self, scorer: str, tokens: MediaTokens) -> tuple[str, ...]:
         """Return what to say of a scorer that was not trained for the model, or that has nothing to go by."""

@@ -24,10 +24,11 @@ class AvocStream(Avoc):
             found.append(f"scorer: a film that is still coming in cannot be read by the {BACKBONE}; use avoc")
         if self.radius is None:
             found.append("radius: what was let go of a film that is still coming in cannot be compared with; use avoc")
-        for name in ("stretch_s", "scorer_layers"):
-            if getattr(self, name) != getattr(Avoc, name):
-                found.append(f"{name}: only avoc's scorer {BACKBONE} reads stretches")
         return found
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: those of a scorer that a stream has not."""
+        return super().idle() | dict.fromkeys(("stretch_s", "scorer_layers"), f"only avoc's scorer {BACKBONE} has it")
 
     def reads_first(self, depth: int) -> tuple[int, float] | None:
         """Return None: the LLM is never asked."""

@@ -1,7 +1,8 @@
 """DivPrune: the tokens that lie farthest apart, chosen one by one within every frame.
 
 Source: DivPrune (CVPR 2025) in the form that SEATS gives it (SEATS, appendix B.2): cosine distances between embeddings
-in LLM space, per frame instead of over the whole picture span, and for sound per 2-second window.
+in LLM space, per frame instead of over the whole picture span, and for sound per window of
+time (2 s in SEATS; here a temporal block).
 
 The greedy rule itself is in `omnicli.compress.max_min`.
 """
@@ -55,6 +56,13 @@ class DivPrune(Baseline):
         found = super().problems()
         if self.audio_window < 1:
             found.append(f"audio_window: must be at least 1, not {self.audio_window}")
+        return found
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the official windows of sound, where sound is not chosen among in them."""
+        found = super().idle()
+        if self.mode != "official" or self.audio != "select":
+            found["audio_window"] = "only mode official with audio select cuts sound into so many tokens"
         return found
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:

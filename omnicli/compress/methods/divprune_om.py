@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from omnicli.compress.methods.divprune import DivPrune
 
@@ -13,3 +13,5 @@ class DivPruneOm(DivPrune):
     """Keep in every frame and every window of sound the tokens that differ most from one another."""
 
     audio: Literal["intact", "select"] = "select"
+
+    not_carried: ClassVar[frozenset[str]] = frozenset()

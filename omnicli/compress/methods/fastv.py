@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from omnicli.compress.base import LAST_QUERY_ATTENTION, MODALITIES, OUTPUT_ATTENTION, attention_in
-from omnicli.compress.budget import PROPORTIONAL
+from omnicli.compress.budget import PROPORTIONAL, split_tokens
 from omnicli.compress.groups import best
 from omnicli.compress.published import Baseline, Published, reallocated, thinned
 from omnicli.errors import ConfigError
@@ -43,7 +43,8 @@ class FastV(Baseline):
         "Ranks by the attention that the layer really computed (one query row, fp32), as the original FastV does; "
         "SEATS's code applies the layer's projections to its own output, which is the official mode. The average over "
         "all layers meets the budget exactly, the layers before the drop counted in full; a budget that they alone "
-        "exceed is an error instead of a single token. Their keys and values stay for the answer. Where sound cannot "
+        "exceed is an error instead of a single token, and where they exceed one modality's part of a total the other "
+        "one gives way. Their keys and values stay for the answer. Where sound cannot "
         "stay whole it is thinned evenly, not at random."
     )
 
@@ -57,6 +58,13 @@ class FastV(Baseline):
         found = super().problems()
         if self.layer < 1:
             found.append(f"layer: must be at least 1, not {self.layer}")
+        return found
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the layer, where nothing is dropped after it."""
+        found = super().idle()
+        if self.keeps_everything():
+            found["layer"] = "the retention is 1, so nothing is dropped after any layer"
         return found
 
     def layers(self, depth: int) -> tuple[int, ...]:
@@ -79,31 +87,55 @@ class FastV(Baseline):
         """
         media, attention = view.media, attention_in(view)
         kept = []
-        for i, (kind, _) in enumerate(MODALITIES):
+        for i, ((kind, _), k) in enumerate(zip(MODALITIES, self._targets(view), strict=True)):
             rows = media.indices(kind)
-            k = self._target(i, view)
             if i == 1 and self.audio == "intact":
                 kept.append(thinned(media, k))
             else:
                 kept.append(rows[best(attention[rows], k)])
         return torch.cat(kept).sort().values
 
-    def _target(self, i: int, view: LayerView) -> int:
-        """Return how many tokens of modality ``i`` stay after the drop."""
-        n = view.entered[i]
-        if n == 0:
-            return 0
-        read, depth = self.layer, view.depth
+    def _targets(self, view: LayerView) -> tuple[int, int]:
+        """Return how many picture and sound tokens stay after the drop."""
+        there, read, depth = view.entered, self.layer, view.depth
         if self.mode == "official":
-            video, audio = ((r * depth - read) / (depth - read) for r in Published.ratios_of(self, *view.entered))
+            video, audio = ((r * depth - read) / (depth - read) for r in Published.ratios_of(self, *there))
             if self.audio == "intact":  # after the conversion, as SEATS's code has it
-                video, audio = reallocated(video, audio, *view.entered)
-            return min(n, max(1, round((video, audio)[i] * n)))
-        average = getattr(self.plan_of(*view.entered), MODALITIES[i][1])
-        target = (average * depth - read * n) / (depth - read)
-        if target < -0.5:
+                video, audio = reallocated(video, audio, *there)
+            return _rounded(video, there[0]), _rounded(audio, there[1])
+        plan = self.plan_of(*there)
+        planned = (plan.video, plan.audio)
+        video, audio = (left_over(k, n, read, depth) for k, n in zip(planned, there, strict=True))
+        by_modality = (self.retention_video, self.retention_audio) != (None, None)
+        if by_modality and self.audio == "select":
+            for (_, name), k, n in zip(MODALITIES, planned, there, strict=True):
+                self._check(k, n, depth, of=name)
+        elif min(video, audio) < 0:  # what the first layers read of one modality is more than its share
+            self._check(plan.total, sum(there), depth, of="all tokens")
+            total = max(1, round(left_over(plan.total, sum(there), read, depth)))
+            shared = split_tokens(total, *there, (float(plan.video), float(plan.audio)))
+            return shared.video, shared.audio
+        return max(0, min(there[0], round(video))), max(0, min(there[1], round(audio)))
+
+    def _check(self, planned: int, n: int, depth: int, *, of: str) -> None:
+        """Raise a ConfigError where the first layers read more of ``n`` tokens than is ``planned`` over all layers."""
+        if left_over(planned, n, self.layer, depth) < -0.5:
             raise ConfigError(
-                f"{self.name}: its first {read} of {depth} layers read everything, which is more than the "
-                f"{100 * average / n:.1f} % of {MODALITIES[i][1]} asked for; at least {100 * read / depth:.1f} %"
+                f"{self.name}: its first {self.layer} of {depth} layers read everything, which is more than the "
+                f"{100 * planned / n:.1f} % of {of} asked for; at least {100 * self.layer / depth:.1f} %"
             )
-        return max(0, min(n, round(target)))
+
+
+def left_over(average: int, n: int, read: int, depth: int) -> float:
+    """Return how many of ``n`` tokens the later of ``depth`` layers may read, where ``read`` layers read all of them.
+
+    Below 0 where these alone make more than ``average`` over all layers.
+    """
+    return (average * depth - read * n) / (depth - read)
+
+
+def _rounded(share: float, n: int) -> int:
+    return min(n, max(1, round(share * n))) if n else 0
+
+
+__all__ = ["FastV", "left_over"]

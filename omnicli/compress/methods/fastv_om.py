@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from omnicli.compress.methods.fastv import FastV
 
@@ -13,3 +13,5 @@ class FastVOm(FastV):
     """FastV that drops sound tokens by the same attention as pictures, each modality ranked by itself."""
 
     audio: Literal["intact", "select"] = "select"
+
+    not_carried: ClassVar[frozenset[str]] = frozenset()

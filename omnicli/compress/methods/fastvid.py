@@ -97,6 +97,18 @@ class FastVID(Baseline):
                 found.append(f"{name}: must be between -1 and 1, not {value:g}")
         return found
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: of merging, and of segments, where nothing is merged."""
+        found = super().idle()
+        if self.context == 0 and (self.mode == "clean" or self.ignore is None):
+            none = "context is 0, so nothing is merged"
+            found |= dict.fromkeys(("anchor_step", "keep_weight", "merge"), none)
+            if self.ignore is None:
+                found |= dict.fromkeys(("segments", "threshold"), f"{none} by segments")
+        elif self.keep_weight == 1:
+            found["merge"] = "keep_weight is 1, so merged tokens stay as they are"
+        return found
+
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
         """Choose and merge picture tokens; the question plays no part.
 

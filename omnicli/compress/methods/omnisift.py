@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from omnicli.compress.base import everything
 from omnicli.compress.budget import spread
-from omnicli.compress.groups import Groups, best_in_groups, frames, group, windows
+from omnicli.compress.groups import Groups, best_in_groups, evenly, frames, group, windows
 from omnicli.compress.ops import finite, row_chunks, unit
 from omnicli.compress.published import Published
 from omnicli.compress.selector import Selector, load_selector
@@ -229,13 +229,6 @@ def redundancy(features: Tensor, chunks: Chunks) -> Tensor:
     return out
 
 
-def evenly(groups: Groups, quota: Tensor) -> Tensor:
-    """Return scores (n,) fp32, 1 for ``quota`` (G,) evenly spaced rows of each group and 0 for the others."""
-    n, k = groups.sizes[groups.index], quota[groups.index]
-    nth = torch.arange(n.numel(), device=n.device) - groups.starts[groups.index]
-    return ((((nth + 1) * k + n // 2) // n) > ((nth * k + n // 2) // n)).float()
-
-
 def _scores(
     features: Tensor, by_chunk: Groups, asked: Tensor, kept_video: Groups, which: Tensor, *, judge: Score
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -283,4 +276,4 @@ def nearest(video: Tensor, audio: Tensor, padding: Tensor) -> Tensor:
     return cosine.masked_fill_(padding[:, None], -torch.inf).amax(-1)
 
 
-__all__ = ["SELECTOR_FILE", "Chunks", "OmniSIFT", "evenly", "nearest", "redundancy"]
+__all__ = ["SELECTOR_FILE", "Chunks", "OmniSIFT", "nearest", "redundancy"]

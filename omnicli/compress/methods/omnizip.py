@@ -76,7 +76,7 @@ class OmniZip(Published):
     paper: ClassVar[str] = "OmniZip, arXiv 2511.14582"
     clean_differs: ClassVar[str] = (
         "Meets the budget of each modality exactly, also below a quarter of the pictures, where the released clipping "
-        "misses it; sound guides the pictures of its own 2-second window of true time, and windows without sound get "
+        "misses it; sound guides the pictures of its own block of true time, and blocks without sound get "
         "an even share. Anchors cover all of the sound left over instead of its beginning, and what they take up is "
         "ranked by the pictures of its own window, not of the whole film, which would cost the square of the length. "
         "Saliency of sound is attention inside the encoder's windows; the released map over the whole clip is not "
@@ -103,6 +103,21 @@ class OmniZip(Published):
             names = ("discard_intercept", "discard_slope", "discard_min", "discard_max")
             changed = [name for name in names if getattr(self, name) != getattr(OmniZip, name)]
             found += [f"{name}: has no meaning with guidance none" for name in changed]
+        return found
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: of anchors where there are none, and of windows that all keep alike."""
+        found = super().idle()
+        if self.group == 0:
+            found["anchors"] = "group is 0, so there are no anchors"
+        if self.anchors == 0:
+            found["group"] = "anchors is 0, so there is nothing to merge into"
+        if self.discard_min == self.discard_max:
+            alike = "discard_min and discard_max are equal, so every group discards alike"
+            found |= dict.fromkeys(("discard_intercept", "discard_slope"), alike)
+        elif self.discard_slope == 0 and self.mode == "clean":
+            alike = "discard_slope is 0, so every group discards alike"
+            found |= dict.fromkeys(("discard_intercept", "discard_min", "discard_max"), alike)
         return found
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:

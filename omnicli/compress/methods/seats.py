@@ -148,6 +148,20 @@ class Seats(Published):
             found.append("temperature: allocation global shares nothing among windows")
         return found
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: of what is dropped inside the LLM, where everything stays."""
+        found = super().idle()
+        if self.keeps_everything():
+            stays = "the retention is 1, so every layer reads every token; lower it"
+            found |= dict.fromkeys(("encoder", "drop_layers", "late_layer", "temperature", "keep_kv"), stays)
+        return found
+
+    def idle_behind(self) -> dict[str, str]:
+        """Return the budget: behind another method, what that one lets in stands for it."""
+        given = "in a chain the budget is what the method before lets in; set it there"
+        names = ("tokens", "retention", "retention_video", "retention_audio", "split")
+        return super().idle_behind() | dict.fromkeys(names, given)
+
     # ---- before the LLM: stage I ----
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:
@@ -245,7 +259,7 @@ class Seats(Published):
             Layers that are set are not those of a model of this depth, or the schedule cannot reach the retention;
             told here, before a film is encoded.
         """
-        if self._everything_stays():
+        if self.keeps_everything():
             return ()
         drops, late = self._boundaries(depth)
         shares = (self.retention, self.retention_video, self.retention_audio)
@@ -263,15 +277,11 @@ class Seats(Published):
 
     def late_removal(self, depth: int) -> int | None:
         """Return the layer of stage III."""
-        return None if self._everything_stays() else self._boundaries(depth)[1]
+        return None if self.keeps_everything() else self._boundaries(depth)[1]
 
     def keeps_kv(self) -> bool:
         """Return ``keep_kv``, or what the mode says."""
         return self.mode == "clean" if self.keep_kv is None else self.keep_kv
-
-    def _everything_stays(self) -> bool:
-        shares = (self.retention, self.retention_video, self.retention_audio)
-        return any(s is not None for s in shares) and all(s is None or s >= 1 for s in shares)
 
     def _boundaries(self, depth: int) -> tuple[tuple[int, ...], int | None]:
         drops, late = schedule.auto_layers(depth)

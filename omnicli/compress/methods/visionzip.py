@@ -1,7 +1,7 @@
 """VisionZip: the tokens the encoder attends to most, and a few more that stand for all the others.
 
 Source: VisionZip (CVPR 2025) in the form that SEATS gives it (SEATS, appendix B.2): after the merger, per frame, 5 % of
-a frame's tokens contextual, and for sound per 2-second window.
+a frame's tokens contextual, and for sound per window of time (2 s in SEATS; here a temporal block).
 """
 
 from __future__ import annotations
@@ -77,6 +77,15 @@ class VisionZip(Baseline):
             found.append(f"contextual: must be at least 0 and below 1, not {self.contextual:g}")
         if self.audio_window < 1:
             found.append(f"audio_window: must be at least 1, not {self.audio_window}")
+        return found
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the official windows of sound, where sound is not chosen among in them."""
+        found = super().idle()
+        if self.mode != "official" or self.audio != "select":
+            found["audio_window"] = "only mode official with audio select cuts sound into so many tokens"
+        if self.contextual == 0:
+            found["merge"] = "contextual is 0, so nothing is merged"
         return found
 
     def compress(self, tokens: MediaTokens, query: Query) -> Selection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from omnicli.compress.methods.visionzip import VisionZip
 
@@ -13,3 +13,5 @@ class VisionZipOm(VisionZip):
     """Keep in every frame and every window of sound what receives most attention, and merge the rest into a few."""
 
     audio: Literal["intact", "select"] = "select"
+
+    not_carried: ClassVar[frozenset[str]] = frozenset()

@@ -383,7 +383,7 @@ def test_visual_guidance_without_a_question_is_none():
 def test_memory_tokens_and_merged_sound_go_one_by_one():
     tokens, question = clip(blocks=8, audio=7, seed=3), query(seed=12)
     kept = {
-        (memory, merge): Omac(retention=0.4, memory=memory, merge=merge).compress(tokens, question)
+        (memory, merge): Omac(retention=0.4, memory=memory, merge_sound=merge).compress(tokens, question)
         for memory in (True, False)
         for merge in (True, False)
     }
@@ -397,7 +397,7 @@ def test_memory_tokens_and_merged_sound_go_one_by_one():
             assert torch.equal(one.features[sound], (full.features if merge else originals)[sound])
     assert not torch.equal(full.features[sound], originals[sound])
     assert not torch.equal(full.features[~sound], originals[~sound])
-    assert kept[False, True].report["frame_memories"] == 0 == kept[True, False].report["merged_sound"]
+    assert "frame_memories" not in kept[False, True].report and "merged_sound" not in kept[True, False].report
 
 
 # ---- OmniZip ----

@@ -181,14 +181,21 @@ def test_the_question_decides():
     )
 
 
-def test_adaptive_split_follows_the_score_mass():
+def test_adaptive_split_follows_how_far_the_best_relevances_stand_out():
+    """See `tests.compress.test_adaptive` for what comes of it."""
     tokens = clip(blocks=10, audio=12)
-    few = dataclasses.replace(tokens, features=tokens.features.clone())
-    method = Avoc(tokens=40, split="adaptive")
-    score = scores(few.features, few.modality, few.window, query().embeddings).clamp_min(0)
-    mass = [float(score[few.modality == m].sum()) for m in Modality]
-    budget = method.compress(few, query()).report["budget"]
-    assert budget["video"] == pytest.approx(40 * mass[0] / sum(mass), abs=1) and budget["audio"] == 40 - budget["video"]
+    budget = Avoc(tokens=40, split="adaptive").compress(tokens, query()).report["budget"]
+    logits = relevance(tokens.features, query().embeddings)
+    stand = []
+    for m in Modality:
+        own = sorted(logits[tokens.modality == m].tolist())
+        middle = own[len(own) // 2]
+        deviation = 1.4826 * sorted(abs(x - middle) for x in own)[len(own) // 2]
+        best = own[-max(1, round(len(own) / 100)) :]
+        stand.append(1 + max(0, (sum(best) / len(best) - middle) / deviation - 2.6652))
+    assert (
+        budget["video"] == pytest.approx(40 * stand[0] / sum(stand), abs=1) and budget["audio"] == 40 - budget["video"]
+    )
 
 
 def test_scorer_files(tmp_path):

@@ -177,7 +177,9 @@ def test_not_a_number_is_an_error(mode):
 
 
 def test_settings():
-    assert DyCoke.with_retention(0.1).retention_video == 0.25 and DyCoke.with_retention(0.6).retention_video == 0.6
+    assert DyCoke.with_retention(0.1).retention == 0.25 and DyCoke.with_retention(0.6).retention == 0.6
+    with pytest.raises(ConfigError, match="contradicts"):
+        DyCoke(retention=0.5, retention_video=0.5)
     assert DyCoke.with_retention(0.6, mode="official").mode == "official"
     for share in (0.2, 1.1, float("nan")):
         with pytest.raises(ConfigError, match="retention_video: must be between 0"):

@@ -47,7 +47,9 @@ def naive_share(total: int, sizes: list[int], weights: list[float]) -> list[int]
     return shares
 
 
-def naive(tokens: MediaTokens, question: Query, video: int, audio: int, frame_keep: float | None = None):
+def naive(
+    tokens: MediaTokens, question: Query, video: int, audio: int, frame_keep: float | None = None, floor: float = 3.0
+):
     """Section 4, one frame and one token at a time. Returns kept indices and their features in float64."""
     x = tokens.features.double()
     q = question.embeddings.double().mean(0) if len(question.embeddings) else torch.zeros(x.shape[1]).double()
@@ -100,7 +102,7 @@ def naive(tokens: MediaTokens, question: Query, video: int, audio: int, frame_ke
     if audio in (0, len(sound)) or not frames:
         anchors = salient(sound)[:audio]
     else:
-        weights = [k if k else 0.1 * sum(quota) / len(quota) for k in quota]
+        weights = [max(k, floor * sum(quota) / len(quota)) for k in quota]
         weights = weights if any(weights) else [1.0] * len(quota)
         groups = [[i for i in sound if interval[i] == t] for t in range(len(frames))]
         shares = naive_share(audio, [len(g) for g in groups], weights)
@@ -152,17 +154,18 @@ def test_equals_the_slow_loop(kind, shares):
     assert selection.indices.tolist() == kept
     torch.testing.assert_close(selection.features, features, rtol=1e-5, atol=1e-5)
     assert selection.report["budget"] == plan.to_dict()
-    plain = dataclasses.replace(method, memory=False).compress(tokens, question)
+    plain = dataclasses.replace(method, memory=False, merge_sound=False).compress(tokens, question)
     assert plain.indices.tolist() == kept and plain.features is None
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.1, 1.0, 3.0])
 @pytest.mark.parametrize("frame_keep", [0.2, 0.6, 1.0])
-def test_frame_keep_equals_the_slow_loop(frame_keep):
+def test_frame_keep_and_floor_equal_the_slow_loop(frame_keep, floor):
     tokens, question = CLIPS["ragged, dense"], query(seed=13)
-    method = Omac(retention_video=0.4, retention_audio=0.4, frame_keep=frame_keep)
+    method = Omac(retention_video=0.4, retention_audio=0.4, frame_keep=frame_keep, floor=floor)
     plan = method.budget(tokens)
     selection = method.compress(tokens, question)
-    kept, features = naive(tokens, question, plan.video, plan.audio, frame_keep)
+    kept, features = naive(tokens, question, plan.video, plan.audio, frame_keep, floor)
     assert selection.indices.tolist() == kept
     torch.testing.assert_close(selection.features, features, rtol=1e-5, atol=1e-5)
 
@@ -200,9 +203,25 @@ def test_the_question_finds_its_frame_and_coverage_keeps_the_rest_of_the_clip():
     assert all(any(20 * b <= f < 20 * b + 20 for f in frames) for b in range(4))
 
 
-def test_sound_follows_the_pictures_memory():
+@pytest.mark.parametrize(("memory", "merge_sound"), [(True, False), (False, True)])
+def test_memories_and_merged_sound_are_made_one_by_one(memory, merge_sound):
+    tokens = clip(blocks=9, audio=7)
+    both = Omac(retention_video=0.4, retention_audio=0.4).compress(tokens, query())
+    one = Omac(retention_video=0.4, retention_audio=0.4, memory=memory, merge_sound=merge_sound)
+    one = one.compress(tokens, query())
+    assert torch.equal(one.indices, both.indices)
+    sound = tokens.modality[one.indices] == 1
+    expected = torch.where(sound[:, None] == merge_sound, both.features, tokens.features[one.indices])
+    assert torch.equal(one.features, expected)
+    assert {"frame_memories", "merged_sound"} & set(one.report) == {"frame_memories" if memory else "merged_sound"}
+
+
+def test_sound_is_shared_out_by_time_unless_the_floor_is_low():
     tokens = clip(blocks=10, audio=20)
-    selection = Omac(retention_video=0.09, retention_audio=0.5).compress(tokens, query())
+    heard = Omac(retention_video=0.09, retention_audio=0.5).compress(tokens, query())
+    kept = tokens.select(heard)
+    assert torch.bincount(kept.window[kept.modality == 1]).tolist() == [10] * 10
+    selection = Omac(retention_video=0.09, retention_audio=0.5, floor=0.1).compress(tokens, query())
     kept = tokens.select(selection)
     seen = torch.bincount(kept.window[kept.modality == 0], minlength=10) > 0
     heard = torch.bincount(kept.window[kept.modality == 1], minlength=10)
@@ -298,7 +317,16 @@ def test_what_is_not_finite_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"frame_keep": 0.0}, {"frame_keep": 1.5}, {"split": "adaptive"}, {"tokens": 0}], ids=str
+    "bad",
+    [
+        {"frame_keep": 0.0},
+        {"frame_keep": 1.5},
+        {"floor": -0.1},
+        {"floor": float("inf")},
+        {"split": "adaptive"},
+        {"tokens": 0},
+    ],
+    ids=str,
 )
 def test_impossible_settings_are_config_errors(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
