@@ -51,7 +51,7 @@ def method_of(preset: str):
 
 
 def test_every_percentage_is_looked_at():
-    assert len(NAMED) == 33
+    assert len(NAMED) == 48
     for preset, share in NAMED.items():
         assert method_of(preset).params()["retention"] == share, preset
 

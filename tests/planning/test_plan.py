@@ -277,7 +277,7 @@ def test_offloading_keeps_one_part_on_the_card_and_all_on_the_host(film, room):
 
 
 def test_several_cards_are_planned_one_by_one(film, room, monkeypatch):
-    info, settings = probe(film), config("qwen3-omni-30b", "avoc", device="auto")
+    info, settings = probe(film), config("qwen3-omni-30b", "avoc", "avoc.scorer=identity", device="auto")
     room(host=200 * GIB, card=48 * GIB)
     one = machine.Device(0, "a card", 48 * GIB, 48 * GIB)
     monkeypatch.setattr(machine, "devices", lambda: [one, dataclasses.replace(one, index=1)])

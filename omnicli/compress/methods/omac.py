@@ -71,6 +71,11 @@ class Omac(Budgeted):
     paper: ClassVar[str] = "OMAC (O-MARC), arXiv 2605.26584"
     needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the floor, where no frame weighs less than another."""
+        found = super().idle()
+        return found | {"floor": "guidance none weighs all stretches alike"} if self.guidance == "none" else found
+
     def problems(self) -> list[str]:
         """Return what is wrong with the fields."""
         found = super().problems()

@@ -153,13 +153,14 @@ class Seats(Published):
         found = super().idle()
         if self.keeps_everything():
             stays = "the retention is 1, so every layer reads every token; lower it"
-            found |= dict.fromkeys(("encoder", "drop_layers", "late_layer", "temperature", "keep_kv"), stays)
+            names = ("encoder", "stage_one", "drop_layers", "decay", "allocation", "late_layer", "temperature", "keep_kv")
+            found |= dict.fromkeys(names, stays)
         return found
 
     def idle_behind(self) -> dict[str, str]:
-        """Return the budget: behind another method, what that one lets in stands for it."""
+        """Return the budget and stage I: behind another method, what that one lets in stands for them."""
         given = "in a chain the budget is what the method before lets in; set it there"
-        names = ("tokens", "retention", "retention_video", "retention_audio", "split")
+        names = ("tokens", "retention", "retention_video", "retention_audio", "split", "stage_one")
         return super().idle_behind() | dict.fromkeys(names, given)
 
     # ---- before the LLM: stage I ----

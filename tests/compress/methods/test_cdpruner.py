@@ -218,11 +218,11 @@ EDGES = {
 @pytest.mark.parametrize("kind", list(EDGES))
 @pytest.mark.parametrize("audio", ["intact", "select"])
 def test_edges(kind, audio):
-    tokens = EDGES[kind]
+    tokens, shared = EDGES[kind], {"split": "proportional"} if audio == "select" else {}
     asked = query(dtype=tokens.features.dtype)
     for retention in (0.05, 0.3, 0.99):
         for mode in ("clean", "official"):
-            method = CDPruner(retention=retention, split="proportional", audio=audio, mode=mode)
+            method = CDPruner(retention=retention, audio=audio, **shared, mode=mode)
             chosen = method.compress(tokens, asked)
             kept = tokens.select(chosen)
             budget = {"video": kept.count(Modality.VIDEO), "audio": kept.count(Modality.AUDIO)}

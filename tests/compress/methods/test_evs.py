@@ -68,7 +68,7 @@ def most_changed(change: dict[int, float], k: int) -> list[int]:
 def test_clean_is_the_slow_loop_and_meets_the_budget(seed, retention, dtype):
     tokens = ragged(seed)
     tokens = dataclasses.replace(tokens, features=tokens.features.to(dtype))
-    method = EVS(retention=retention, split="proportional")
+    method = EVS(retention=retention)
     chosen = method.compress(tokens, query())
     plan = method.plan(tokens)
     assert chosen.report["budget"] == plan.to_dict() and chosen.features is None
@@ -113,7 +113,7 @@ def test_the_servers_counts():
 def test_a_static_film_keeps_its_first_grid_and_then_the_earliest(mode):
     film = silent(5)
     still = dataclasses.replace(film, features=torch.eye(12, 16).repeat(5, 1))  # cosines are exact in any dtype
-    chosen = EVS(mode=mode, retention=0.5, split="proportional").compress(still, query())
+    chosen = EVS(mode=mode, retention=0.5).compress(still, query())
     assert chosen.indices.tolist() == list(range(30))
 
 
@@ -190,14 +190,14 @@ EDGES = {
 @pytest.mark.parametrize("kind", list(EDGES))
 @pytest.mark.parametrize("audio", ["intact", "select"])
 def test_edges(kind, audio):
-    tokens = EDGES[kind]
+    tokens, shared = EDGES[kind], {"split": "proportional"} if audio == "select" else {}
     for retention in (0.05, 0.3, 0.99):
-        method = EVS(retention=retention, split="proportional", audio=audio)
+        method = EVS(retention=retention, audio=audio, **shared)
         chosen = method.compress(tokens, query())
         kept = tokens.select(chosen)
         budget = {"video": kept.count(Modality.VIDEO), "audio": kept.count(Modality.AUDIO)}
         assert chosen.report["budget"] == budget == method.plan(tokens).to_dict()
-        released = EVS(retention=retention, split="proportional", audio=audio, mode="official")
+        released = EVS(retention=retention, audio=audio, **shared, mode="official")
         assert len(tokens.select(released.compress(tokens, query()))) >= 1
 
 

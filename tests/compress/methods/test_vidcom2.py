@@ -161,12 +161,12 @@ EDGES = {
 def test_edges(kind):
     tokens = EDGES[kind]
     for retention in (0.05, 0.3, 0.99):
-        method = VidCom2(retention=retention, split="proportional")
+        method = VidCom2(retention=retention)
         chosen = method.compress(tokens, query(tokens.features.shape[1]))
         kept = tokens.select(chosen)
         budget = {"video": kept.count(Modality.VIDEO), "audio": kept.count(Modality.AUDIO)}
         assert chosen.report["budget"] == budget == method.plan(tokens).to_dict()
-        official = VidCom2(retention=retention, split="proportional", mode="official")
+        official = VidCom2(retention=retention, mode="official")
         assert len(tokens.select(official.compress(tokens, query()))) >= 1
     black = dataclasses.replace(clip(audio=0), features=torch.zeros(72, 16))
     first = VidCom2(retention=0.5).compress(black, query()).indices.view(6, 6) % 12
