@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,9 +19,10 @@ from omnicli.compress.methods.seats import Seats
 from omnicli.config import config, registry
 from omnicli.errors import ConfigError
 from omnicli.testing import methods as contract
-from omnicli.testing.clips import clip
-from omnicli.types import MediaTokens
+from omnicli.testing.clips import clip, question
+from omnicli.types import MediaTokens, Query
 from tests.compress.methods.test_omnisift import network, saved, timed
+from tests.compress.methods.test_seats import uneven
 
 METHODS = registry.methods()
 FIELDS = [(name, f.name) for name, cls in METHODS.items() for f in dataclasses.fields(cls)]
@@ -29,13 +31,44 @@ DENSE = timed(clip(blocks=8, audio=10, rows=6, cols=8, seed=3))
 FILE = "a file"
 
 
+class Backbone:
+    """An LLM whose layers each attend to noise of their own, in shares of the stretch that is read."""
+
+    depth = contract.DEPTH
+
+    def __init__(self, tokens: MediaTokens) -> None:
+        self.logits = torch.randn(self.depth, len(tokens), generator=torch.Generator().manual_seed(7))
+
+    def attention(self, stretches, layers):
+        read = torch.zeros(len(layers), self.logits.shape[1])
+        for stretch in stretches:
+            read[:, stretch] = self.logits[list(layers), stretch].softmax(1)
+        return read.mean(0)
+
+
+def with_llm(tokens: MediaTokens) -> Query:
+    """Return the question for a clip, with an LLM at hand."""
+    return dataclasses.replace(question(tokens), backbone=Backbone(tokens))
+
+
+def one_frame_asked_for() -> MediaTokens:
+    """Return a clip of 20 frames, of which the question asks for the eighth and for none of the others."""
+    tokens = clip(blocks=20, audio=30, seed=3)
+    shown = ((tokens.window == 7) & (tokens.modality == 0)).float()
+    like = question(tokens).embeddings.mean(0)
+    return dataclasses.replace(tokens, features=tokens.features + 9 * shown[:, None] * like)
+
+
 class Case(NamedTuple):
-    """Two values of a field that make a difference, beside which other settings."""
+    """Values of a field of which any two make a difference, beside which other settings."""
 
     one: Any
     other: Any
     beside: dict[str, Any] = {}  # noqa: RUF012 - never changed
-    tokens: MediaTokens | None = None
+    tokens: MediaTokens = CLIP
+    also: tuple[Any, ...] = ()
+    llm: bool = False
+    """Whether the LLM is at hand."""
 
 
 SOME = {"retention": 0.3}
@@ -79,6 +112,28 @@ SHARED = {
     "late_layer": Case("auto", "off", SOME),
     "temperature": Case(0.05, 50.0, SOME),
     "keep_kv": Case(True, False, SOME),
+    "stage_one": Case(  # none needs early drops
+        "winDivPrune",
+        "unweighted",
+        {**SOME, "drop_layers": "5-7-9"},
+        also=("Random", "VisionZip-om", "OmniZip", "none"),
+    ),
+    "decay": Case("exponential", "equal", SOME),
+    "allocation": Case("top-down", "inter-window", SOME, uneven(2, width=16), ("intra-window", "decoupled", "global")),
+    "relevance": Case(True, False, {**SOME, "scorer": "identity"}),
+    "importance": Case(True, False, {**SOME, "scorer": "identity"}),
+    "stretch_s": Case(5.0, 60.0, SOME, llm=True),
+    "scorer_layers": Case(0.25, 1.0, SOME, llm=True),
+    "kernel": Case("mixed", "exponential", {"retention_video": 0.3}),
+    "spread": Case("even", "relevance", {"retention_video": 0.3}),
+    "cut": Case(-1.0, 0.4, BY_MODALITY),
+    "least_s": Case(0.0, 1.2, BY_MODALITY, also=(5.0,)),
+    "change_weight": Case(0.0, 2.0, BY_MODALITY),
+    "outlier_weight": Case(0.0, 2.0, BY_MODALITY),
+    "saliency_weight": Case(0.0, 2.0, BY_MODALITY),
+    "refresh_s": Case(None, 4.0, {"retention_video": 0.6}),
+    "least": Case(0.0, 0.4, BY_MODALITY),
+    "audio_second": Case(13, 25, {**BY_MODALITY, "mode": "official"}),
 }
 """By field, whatever the method."""
 OWN = {
@@ -87,11 +142,32 @@ OWN = {
     ("visionzip-om", "merge"): Case("add", "mean", {**SOME, "contextual": 0.2}),
     ("seats", "retention_video"): Case(0.3, 0.6, {"retention_audio": 0.5}),
     ("dycoke", "mode"): Case("clean", "official", {"retention_video": 0.37}),
+    ("dash", "merge"): Case(0, 1, SOME, also=(3,)),
+    ("dash", "guidance"): Case(0.0, 1.0, BY_MODALITY),
+    ("omnizip", "guidance"): Case("audio", "none", BY_MODALITY),
+    ("omac", "guidance"): Case(
+        "memory",
+        "visual",
+        {"retention_video": 0.1, "retention_audio": 0.3, "frame_keep": 0.1},
+        one_frame_asked_for(),
+        ("none",),
+    ),
+    ("cdpruner", "relevance"): Case(0.0, 0.5, {"retention_video": 0.3}, also=(1.0,)),
+    ("vidcom2", "temperature"): Case(0.01, 50.0, {"retention_video": 0.5}),
+    ("avoc", "radius"): Case(0, 3, {**SOME, "diversity": 0.9}, also=(None,)),
 }
 """By method and field, where another field of this name means something else."""
 NEVER = {
     ("fastvid", "audio"): ("select", "fastvid has no counterpart for sound"),
+    ("vidcom2", "audio"): ("select", "vidcom2 has no counterpart for sound"),
+    ("avoc-stream", "stretch_s"): (5.0, "only avoc's scorer backbone has it"),
+    ("avoc-stream", "scorer_layers"): (0.9, "only avoc's scorer backbone has it"),
+}
+"""Fields of which a method refuses all but the default, and why."""
+REFUSED = NEVER | {
     ("omac", "split"): ("adaptive", "no scores"),
+    ("avoc-stream", "scorer"): ("backbone", "still coming in cannot be read"),
+    ("avoc-stream", "radius"): (None, "cannot be compared with"),
 }
 """One value that a method always refuses, and why."""
 INTACT = "audio is intact"
@@ -102,9 +178,9 @@ def made(name: str, settings: dict[str, Any], files: dict[str, str]):
     return METHODS[name](**given)
 
 
-def outcome(method, tokens: MediaTokens = CLIP) -> list[Any]:
+def outcome(method, tokens: MediaTokens = CLIP, llm: bool = False) -> list[Any]:
     """Return all that a run does: what is kept, what it becomes, what is dropped where, and what the caches hold."""
-    run, drops = contract.choose(method, tokens), []
+    run, drops = contract.choose(method, tokens, with_llm(tokens) if llm else None), []
     left = len(run.entered)
     for layer, keep in run.drops:
         drops += [(layer, keep.tolist())] if len(keep) < left else []
@@ -124,37 +200,45 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_a_field_acts_or_is_refused(name, field, files):
-    if (name, field) in NEVER:
-        value, why = NEVER[name, field]
+    if (name, field) in REFUSED:
+        value, why = REFUSED[name, field]
         with pytest.raises(ConfigError, match=f"{field}: .*{why}"):
             made(name, {**SOME, field: value}, files)
-        if field == "audio":
+        if (name, field) in NEVER:
             return
     case = OWN.get((name, field)) or SHARED.get(field)
     assert case is not None, f"nothing shows that {name}.{field} acts; add a case"
     if field == "split" and getattr(METHODS[name](), "audio", "") == "intact":
         with pytest.raises(ConfigError, match=rf"^split: {INTACT}"):
             made(name, {**case.beside, field: case.one}, files)
-        case = case._replace(beside={**case.beside, "audio": "select"})
         if (name, "audio") in NEVER:
             return
-    tokens = CLIP if case.tokens is None else case.tokens
-    one, other = (outcome(made(name, {**case.beside, field: value}, files), tokens) for value in (case.one, case.other))
-    assert one != other, f"{name}.{field}: {case.one} and {case.other} beside {case.beside} do the same"
+        case = case._replace(beside={**case.beside, "audio": "select"})
+    values = (case.one, case.other, *case.also)
+    outcomes = [outcome(made(name, {**case.beside, field: v}, files), case.tokens, case.llm) for v in values]
+    for (one, is_one), (other, is_other) in itertools.combinations(zip(values, outcomes, strict=True), 2):
+        assert is_one != is_other, f"{name}.{field}: {one} and {other} beside {case.beside} do the same"
 
 
 IDLE = [
     (
         "seats",
         {"retention_video": 1.0, "retention_audio": 1.0},
-        {"late_layer": "2", "drop_layers": "3-5", "encoder": 1.2},
+        {"late_layer": "2", "drop_layers": "3-5", "encoder": 1.2, "stage_one": "Random"},
     ),
-    ("seats", {"retention": 1.0}, {"temperature": 3.0, "late_layer": "off"}),
+    (
+        "seats",
+        {"retention": 1.0},
+        {"temperature": 3.0, "late_layer": "off", "decay": "equal", "allocation": "global", "keep_kv": True},
+    ),
     ("seats", {"retention": 1.0, "mode": "official"}, {"late_layer": "2"}),
     ("fastv", {"retention": 1.0}, {"layer": 5, "split": "1:1"}),
     ("fastv-om", {"retention": 1.0}, {"layer": 5}),
     ("avoc", {**SOME, "diversity": 0.0}, {"radius": 1}),
+    ("avoc", {**SOME, "scorer": "identity"}, {"stretch_s": 5.0, "scorer_layers": 0.9}),
     ("avoc-stream", {**SOME, "diversity": 0.0}, {"radius": 1}),
+    ("avoc-stream", SOME, {"stretch_s": 5.0, "scorer_layers": 0.9}),
+    ("omac", {**SOME, "guidance": "none"}, {"floor": 0.5}),
     ("random", BY_MODALITY, {"split": "1:1"}),
     ("avoc", {"retention_audio": 0.5}, {"split": "adaptive"}),
     ("divprune", SOME, {"audio_window": 7, "split": "3:1"}),
@@ -183,7 +267,7 @@ def test_what_cannot_act_is_refused_and_would_have_changed_nothing(name, beside,
         assert error.value.problems == [f"{field}: {method.idle()[field]}"]
         forced = copy.copy(method)
         object.__setattr__(forced, field, value)
-        assert outcome(method) == outcome(forced), f"{name}.{field} acts"
+        assert outcome(method, llm=True) == outcome(forced, llm=True), f"{name}.{field} acts"
 
 
 def test_defaults_are_never_refused():
@@ -195,14 +279,14 @@ def test_defaults_are_never_refused():
 
 def test_every_idle_field_is_in_a_case():
     told = {(name, field) for name, beside, _ in IDLE for field in METHODS[name](**beside).idle()}
-    shown = {(name, field) for name, _, fields in IDLE for field in fields} | {("seats", "keep_kv")}
+    shown = {(name, field) for name, _, fields in IDLE for field in fields}
     alike = {(name, "split") for name, _ in told}
     assert told - shown - alike == set(), "add them to IDLE"
 
 
-@pytest.mark.parametrize("field", ["tokens", "retention", "retention_video", "retention_audio", "split"])
+@pytest.mark.parametrize("field", ["tokens", "retention", "retention_video", "retention_audio", "split", "stage_one"])
 def test_a_budget_behind_another_methods_is_refused(field):
-    value = {"tokens": 50, "split": "1:1"}.get(field, 0.5)
+    value = {"tokens": 50, "split": "1:1", "stage_one": "Random"}.get(field, 0.5)
     with pytest.raises(ConfigError, match=rf"^seats\.{field}: in a chain the budget is what the method before lets in"):
         Chain(Avoc(), Seats(**{field: value}))
     assert Chain(Avoc(), FastV(retention=0.5)).second.retention == 0.5, "FastV's is a share of what enters"
