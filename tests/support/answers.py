@@ -30,6 +30,6 @@ def make_answer(answer="yes", wall=2.0, **stages):
         wall_s=wall,
         time_to_first_token_s=1.5,
         peak_memory={"host_bytes": 2**30, "device_bytes": None},
-        flops={"prefill": None, "full_prefill": None},
+        flops={"prefill": None, "full_prefill": None, "compress": None},
         warnings=("sound ends at 4 s",),
     )

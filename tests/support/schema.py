@@ -52,7 +52,7 @@ ANSWER: dict[str, Any] = {
     "wall_s": NUMBER,
     "time_to_first_token_s": NUMBER,
     "peak_memory": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},
-    "flops": {"prefill": OPTIONAL, "full_prefill": OPTIONAL},
+    "flops": {"prefill": OPTIONAL, "full_prefill": OPTIONAL, "compress": OPTIONAL},
     "evidence": list,
     "warnings": list,
     "versions": dict,
@@ -74,7 +74,7 @@ PLAN: dict[str, Any] = {
     },
     "positions": {"largest": int, "trained": int, "time_scale": OPTIONAL},
     "bytes": dict.fromkeys(
-        ("weights", "encoder_weights", "encoders", "tokens", "kept", "kv", "prefill", "hidden", "frames"), int
+        ("weights", "encoder_weights", "encoders", "tokens", "kept", "kv", "prefill", "asking", "hidden", "frames"), int
     ),
     "peak": {"host_bytes": int, "host_above_libraries_bytes": int, "device_bytes": OPTIONAL},
     "free": {"host_bytes": OPTIONAL, "device_bytes": OPTIONAL},

@@ -61,6 +61,15 @@ class CDPruner(Baseline):
         "tokens. Where the picks span a window, as in black frames, relevance decides instead of rounding errors."
     )
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: shares of windows where there are none, a kernel without its relevance."""
+        found = super().idle()
+        if self.mode == "official":
+            found["spread"] = "the released code keeps the same share of every frame"
+        if self.relevance == 0:
+            found["kernel"] = "relevance is 0, so all kernels are the cosines alone"
+        return found
+
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
         found = super().problems()

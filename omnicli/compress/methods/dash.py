@@ -90,6 +90,17 @@ class Dash(Published):
         "attention inside the encoder's windows."
     )
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: what the released code holds fixed, and half of the merging alone."""
+        found = super().idle()
+        if self.mode == "official":
+            found |= dict.fromkeys(("least_s", "guidance"), "the released code has a number of its own")
+        if self.merge == 0:
+            found["context"] = "merge is 0, so nothing is merged"
+        if self.context == 0:
+            found["merge"] = "context is 0, so there is nothing to merge into"
+        return found
+
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
         found = super().problems()

@@ -55,6 +55,11 @@ class EVS(Baseline):
         "those of equal tokens and not those of bf16."
     )
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the released code never refreshes."""
+        found = super().idle()
+        return found | {"refresh_s": "the released code has no refresh"} if self.mode == "official" else found
+
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
         found = super().problems()

@@ -74,6 +74,11 @@ class OmniScope(Published):
         "frames is a cosine in the LLM's own space, where the release asks CLIP."
     )
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that cannot act: the released code's second of sound, where time is true."""
+        found = super().idle()
+        return found if self.mode == "official" else found | {"audio_second": "mode clean counts true seconds"}
+
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
         found = super().problems()

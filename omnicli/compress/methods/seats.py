@@ -153,7 +153,16 @@ class Seats(Published):
         found = super().idle()
         if self.keeps_everything():
             stays = "the retention is 1, so every layer reads every token; lower it"
-            names = ("encoder", "stage_one", "drop_layers", "decay", "allocation", "late_layer", "temperature", "keep_kv")
+            names = (
+                "encoder",
+                "stage_one",
+                "drop_layers",
+                "decay",
+                "allocation",
+                "late_layer",
+                "temperature",
+                "keep_kv",
+            )
             found |= dict.fromkeys(names, stays)
         return found
 

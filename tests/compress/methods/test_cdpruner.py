@@ -111,6 +111,7 @@ def grouped(rows: list[int], keys: list) -> list[list[int]]:
 @pytest.mark.parametrize(("share", "w"), [(0.3, 0.5), (0.55, 0.0), (0.45, 1.0)])
 def test_official_is_the_slow_loop(kind, kernel, share, w):
     tokens, question = CLIPS[kind], query(CLIPS[kind].features.shape[1])
+    kernel = kernel if w else "mixed"  # without relevance there is one kernel
     method = CDPruner(mode="official", retention_video=share, relevance=w, kernel=kernel)
     chosen = method.compress(tokens, question)
     eyes = tokens.indices(Modality.VIDEO).tolist()
@@ -132,6 +133,7 @@ def test_official_is_the_slow_loop(kind, kernel, share, w):
 @pytest.mark.parametrize(("share", "w", "by"), [(0.3, 0.5, "even"), (0.6, 0.0, "relevance"), (0.45, 0.9, "relevance")])
 def test_clean_is_the_slow_loop_and_meets_the_budget(kind, kernel, share, w, by):
     tokens, question = CLIPS[kind], query(CLIPS[kind].features.shape[1])
+    kernel = kernel if w else "mixed"  # without relevance there is one kernel
     shares = {"retention_video": share, "retention_audio": 0.5}
     method = CDPruner(**shares, relevance=w, kernel=kernel, spread=by, audio="select")
     chosen, plan = method.compress(tokens, question), method.plan(tokens)
