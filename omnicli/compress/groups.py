@@ -5,6 +5,7 @@ A grouping is a set of rows of `MediaTokens` with a group number each. Nothing h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -81,14 +82,21 @@ def runs(tokens: MediaTokens, modality: Modality) -> Groups:
     return group(rows, rows - torch.arange(rows.numel(), device=rows.device))
 
 
-def spans(tokens: MediaTokens, seconds: float) -> list[slice]:
-    """Return the clip's tokens, of both modalities, as consecutive slices of ``seconds`` of true time each."""
+def spans(tokens: MediaTokens, seconds: float, most: int) -> list[slice]:
+    """Return the clip's tokens, of both modalities, as consecutive slices of ``seconds`` of true time each.
+
+    A slice of more than ``most`` tokens is cut into as few equal ones as it takes.
+    """
     if len(tokens) == 0:
         return []
     index = torch.floor((tokens.start_s - tokens.start_s.min()) / seconds).cummax(0).values
     sizes = torch.unique_consecutive(index, return_counts=True)[1]
-    ends = sizes.cumsum(0).tolist()
-    return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    borders, begin = [0], 0
+    for size in sizes.tolist():
+        pieces = -(-size // most)
+        borders += [begin + size * (i + 1) // pieces for i in range(pieces)]
+        begin += size
+    return [slice(begin, end) for begin, end in itertools.pairwise(borders)]
 
 
 def counterparts(tokens: MediaTokens, by_frame: Groups, reference: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from omnicli.compress.budget import DEFAULT_TOKENS
 from omnicli.models.weights import devices as cards
 from omnicli.planning.constants import (
     BATCHES_AHEAD,
@@ -123,7 +124,7 @@ def _asking(facts: Facts, config: Config, media: Media, weights: Weights, *, n: 
         return 0
     layers, stretch_s = first
     seconds = max(media.audio_s, media.last_frame_s or 0.0, stretch_s)
-    length = min(n, int(n * stretch_s / seconds) + 1) + TEXT_TOKENS
+    length = min(n, int(n * stretch_s / seconds) + 1, DEFAULT_TOKENS) + TEXT_TOKENS
     copies = 3 * length * d.hidden_size * (1 + facts.levels) * item
     return copies + 2 * layers * length * d.kv_width * item + _reading(facts, length, item) + weights.restored
 

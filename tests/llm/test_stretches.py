@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_one_stretch_is_an_ordinary_reading(family, layers):
 def test_each_stretch_is_read_as_a_clip_of_its_own(family):
     omni = FAMILIES[family].model(layers=4)
     clip = long_clip(omni)
-    parts = spans(clip.tokens, 6.0)
+    parts = spans(clip.tokens, 6.0, 10_000)
     assert len(parts) == 3 and parts[0].start == 0 and parts[-1].stop == len(clip.tokens)
     found = StretchReader(omni, prompt_of(omni, clip), clip).attention(parts, range(2))
     for rows in parts:
@@ -88,7 +89,7 @@ def test_each_stretch_is_read_as_a_clip_of_its_own(family):
 def test_a_stretch_stands_where_the_clip_begins(family):
     omni = FAMILIES[family].model(layers=2)
     clip = long_clip(omni)
-    rows = spans(clip.tokens, 6.0)[1]
+    rows = spans(clip.tokens, 6.0, 10_000)[1]
     part, old = clip.stretch(rows), clip.tokens.position_ids[:, rows]
     new, sound = part.tokens.position_ids, part.tokens.modality == Modality.AUDIO
     moved = old - new
@@ -97,7 +98,7 @@ def test_a_stretch_stands_where_the_clip_begins(family):
     assert (moved[:, sound] == moved[0, 0]).all()
     assert not moved[1:, ~sound].any()
     assert part.next_position == new.max() + 1 and part.max_position == new.max()
-    first = spans(clip.tokens, 6.0)[0]
+    first = spans(clip.tokens, 6.0, 10_000)[0]
     assert torch.equal(clip.stretch(first).tokens.position_ids, clip.tokens.position_ids[:, first])
     with pytest.raises(ValueError, match="at least one token"):
         clip.stretch(slice(3, 3))
@@ -113,7 +114,7 @@ def test_the_prompts_beginning_is_read_once(monkeypatch):
         return real(index, hidden, *args, **kwargs)
 
     monkeypatch.setattr(omni, "layer", layer)
-    parts = spans(clip.tokens, 4.0)
+    parts = spans(clip.tokens, 4.0, 10_000)
     StretchReader(omni, prompt, clip).attention(parts, range(2))
     before, after = prompt.before.numel(), prompt.after.numel()
     sizes = [rows.stop - rows.start for rows in parts]
@@ -144,4 +145,17 @@ def test_avoc_asks_it_also_where_a_sense_is_missing(family, missing):
     chosen = method.compress(clip.tokens, query)
     assert chosen.report["scorer"] == "backbone"
     assert len(chosen.indices) == max(1, round(0.1 * len(clip.tokens)))
-    assert len(backbone.work) == len(spans(clip.tokens, 3.0)) and {layers for _, layers in backbone.work} == {2}
+    assert len(backbone.work) == len(spans(clip.tokens, 3.0, 10_000)) and {layers for _, layers in backbone.work} == {2}
+
+
+def test_a_stretch_of_too_many_tokens_is_cut_evenly():
+    clip = long_clip(tiny.model(layers=2))
+    whole = spans(clip.tokens, 100.0, 10_000)
+    assert [(rows.start, rows.stop) for rows in whole] == [(0, len(clip.tokens))]
+    parts = spans(clip.tokens, 6.0, 50)
+    borders = [rows.start for rows in parts] + [parts[-1].stop]
+    assert borders == sorted(borders) and (borders[0], borders[-1]) == (0, len(clip.tokens))
+    assert all(one.stop == other.start for one, other in itertools.pairwise(parts))
+    assert {rows.start for rows in spans(clip.tokens, 6.0, 10_000)} <= set(borders)
+    sizes = [rows.stop - rows.start for rows in parts]
+    assert max(sizes) <= 50 and min(sizes) > 25

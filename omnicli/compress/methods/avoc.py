@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import Self
 
 from omnicli.compress.base import MODALITIES, counts, everything
-from omnicli.compress.budget import ADAPTIVE, Budgeted
+from omnicli.compress.budget import ADAPTIVE, DEFAULT_TOKENS, Budgeted
 from omnicli.compress.groups import spans
 from omnicli.compress.ops import finite, row_chunks, standings, sums_by, zscore
 from omnicli.compress.tammr import ta_mmr
@@ -202,7 +202,8 @@ class Avoc(Budgeted):
         A scorer file (safetensors, see `Projections`); ``backbone``: the LLM's own attention; ``identity``: untrained
         projections; or ``auto``: the file ``avoc_scorer.safetensors`` beside the model, else the backbone.
     stretch_s : float
-        Seconds that the backbone reads at a time. Memory and time grow with it.
+        Seconds that the backbone reads at a time; where those are more than 10,240 tokens, less. Memory and time grow
+        with it.
     scorer_layers : float
         Share of the LLM's layers, from the first, that the backbone's score is the mean of; above 0 and at most 1.
     relevance, importance : bool
@@ -319,7 +320,9 @@ class Avoc(Budgeted):
             raise ConfigError(f"{self.name}.scorer: {BACKBONE} needs the LLM, which is not at hand here")
         if self.total_of(*counts(tokens).values()) >= len(tokens):  # all stay: nothing to ask for
             return torch.zeros(len(tokens), device=tokens.features.device)
-        attention = backbone.attention(spans(tokens, self.stretch_s), range(self._layers(backbone.depth)))
+        attention = backbone.attention(
+            spans(tokens, self.stretch_s, DEFAULT_TOKENS), range(self._layers(backbone.depth))
+        )
         score = torch.zeros_like(finite(attention))
         for kind, _ in MODALITIES:
             score += zscore(attention, tokens.modality == kind)

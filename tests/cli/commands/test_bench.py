@@ -243,7 +243,7 @@ def test_a_view_has_the_papers_columns(bench, measured_once, view):
 def test_full_is_always_there_and_once(bench):
     value = json.loads(bench("-p", "full", "-p", "random-10", "-p", "full", "--json").out)
     assert [r["preset"] for r in value["rows"]] == ["full", "random-10"]
-    assert [r["preset"] for r in json.loads(bench("--json").out)["rows"]] == ["full", "avoc"]
+    assert [r["preset"] for r in json.loads(bench("--json").out)["rows"]] == ["full", "auto"]
 
 
 def test_one_sampling_for_all(bench):
