@@ -36,7 +36,10 @@ def planted(rare: Modality, every: int, side: int = 6, audio: int = 50) -> tuple
 
 
 @pytest.mark.parametrize("method", [Avoc, AvocStream, Matching], ids=lambda m: m.__name__)
-@pytest.mark.parametrize(("every", "side"), [(5, 6), (10, 12), (40, 6), (40, 12)])
+@pytest.mark.parametrize(
+    ("every", "side"),
+    [(40, 6), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((5, 6), (10, 12), (40, 12)))],
+)
 def test_what_matches_the_question_draws_the_budget(method, every, side):
     if method is AvocStream and side > 6:
         pytest.skip("the stream has blocks of noise to compare; seconds each")

@@ -13,6 +13,7 @@ from omnicli.errors import ModelError
 from omnicli.models import registry
 from omnicli.models.parts import CAPTURES
 from tests.compress import reading
+from tests.support.slowly import slow_but
 
 PAIRS = reading.pairs()
 
@@ -22,7 +23,7 @@ def test_every_family_has_a_tiny_model_here():
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("preset", reading.lightest())
+@pytest.mark.parametrize("preset", slow_but(reading.lightest(), lambda preset: "/" not in preset))
 def test_a_presets_layers_read_what_it_asks_for(preset):
     method = config.load_config(preset).compressor
     clip = reading.random_clip("qwen2-5-omni")

@@ -21,6 +21,7 @@ from omnicli.testing import methods as contract
 from omnicli.testing.clips import clip
 from omnicli.types import LayerView, Modality
 from tests.compress import reading
+from tests.support.slowly import slow_but
 
 NAMED = {
     preset.name: int(found[1]) / 100
@@ -56,7 +57,7 @@ def test_every_percentage_is_looked_at():
         assert method_of(preset).params()["retention"] == share, preset
 
 
-@pytest.mark.parametrize("kind", list(CLIPS))
+@pytest.mark.parametrize("kind", slow_but(CLIPS, lambda kind: kind in (*list(CLIPS)[:4], "silent")))
 @pytest.mark.parametrize("preset", list(NAMED))
 def test_a_presets_name_is_the_share_of_all_tokens(preset, kind):
     tokens, method = CLIPS[kind], method_of(preset)
@@ -81,7 +82,9 @@ def check_sound_is_intact(method, there: tuple[int, int], asked: int) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["288+50", "pocket, 28+50", "silent", "sound only"])
+@pytest.mark.parametrize(
+    "kind", slow_but(["288+50", "pocket, 28+50", "silent", "sound only"], lambda kind: kind == "pocket, 28+50")
+)
 @pytest.mark.parametrize("preset", list(NAMED))
 def test_the_layers_read_that_share(preset, kind):
     """Through a model of 28 layers; rounding is a token a drop."""

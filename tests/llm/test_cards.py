@@ -168,7 +168,7 @@ MOVES = {
 
 
 @pytest.mark.parametrize(
-    "move", ["", *(pytest.param(move, marks=pytest.mark.slow if i % 3 else ()) for i, move in enumerate(MOVES))]
+    "move", ["", *(pytest.param(move, marks=pytest.mark.slow if i % 4 else ()) for i, move in enumerate(MOVES))]
 )
 def test_a_move_that_is_forgotten_is_found(move, monkeypatch):
     """The moves in the source, each taken out in turn; without that, the same run passes."""

@@ -9,6 +9,7 @@ from omnicli.media.probe import probe
 from omnicli.media.sampling import frame_times
 from omnicli.media.video import DecodeStats, read_frames
 from omnicli.media.write import FilmWriter
+from tests.support.slowly import slow_but
 from tests.support.stamped import WIDTH, find_box, full_decode, patch, read_stamp, remux, rotate_mp4, stamp, tone, write
 
 SIZE = (36, 52)
@@ -56,7 +57,12 @@ CODECS = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(CODECS))
+@pytest.fixture(
+    scope="module",
+    params=slow_but(
+        sorted(CODECS), lambda name: name in ("h264-pyramid", "h264-open-gop", "h264-refresh", "hevc", "mpeg2", "vp9")
+    ),
+)
 def coded(request, tmp_path_factory):
     suffix, options, strict = CODECS[request.param]
     path = tmp_path_factory.mktemp("coded") / f"{request.param}.{suffix}"

@@ -21,6 +21,7 @@ from omnicli.config.config import load_config, preset_files
 from omnicli.errors import MediaError
 from omnicli.report import draw, page, repeat, rows
 from tests.support import browser, films, schema
+from tests.support.slowly import slow_but
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
 VOID = {"meta", "img", "br"}
@@ -73,7 +74,7 @@ def make_row(**changes):
         "wall_s": 2.0,
         "time_to_first_token_s": 1.75,
         "peak_memory": {"host_bytes": 2**30, "device_bytes": None},
-        "flops": {"prefill": 2.5e12, "full_prefill": 5e12},
+        "flops": {"prefill": 2.5e12, "full_prefill": 5e12, "compress": 0.0},
         "evidence": [
             {"start_s": 1.0, "end_s": 2.4, "score": 0.5, "modality": "video"},
             {"start_s": 4.5, "end_s": 5.0, "score": 0.25, "modality": "audio"},
@@ -340,7 +341,7 @@ def test_no_thumbnails_reads_no_film(film):
 # --- asking again ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", preset_files())
+@pytest.mark.parametrize("preset", slow_but(preset_files(), lambda preset: "/" not in preset))
 @pytest.mark.parametrize("change", [(), ("generate.stop=[a, '1']", "media.start=10", "generate.temperature=0.5")])
 def test_the_command_repeats_every_preset(preset, change):
     config = load_config(preset, change).to_dict()

@@ -16,6 +16,7 @@ from omnicli.compress.methods.divprune_om import DivPruneOm
 from omnicli.errors import ConfigError, ModelError
 from omnicli.testing.clips import clip, query
 from omnicli.types import MediaTokens, Modality, Selection
+from tests.support.slowly import slow_but
 
 SAME = 2e-6
 
@@ -134,7 +135,7 @@ def test_an_exact_tie_goes_to_the_lower_index(memory, monkeypatch):
 
 
 @pytest.mark.parametrize("memory", [max_min.MEMORY, 60], ids=["matrix", "running minimum"])
-@pytest.mark.parametrize("width", [8, 64, 2048])
+@pytest.mark.parametrize("width", slow_but([8, 64, 2048], lambda width: width == 64))
 def test_of_copies_the_first_is_picked(memory, width, monkeypatch):
     monkeypatch.setattr(max_min, "MEMORY", memory)
     g = torch.Generator().manual_seed(6)
