@@ -126,6 +126,31 @@ def main(arguments: list[str]) -> int:
 
 MUTATIONS = [
     Mutation(
+        "omnicli/models/parts.py",
+        "times = tokens.position_ids - (tokens.position_ids[0].min() - begin)",
+        "times = tokens.position_ids + 0",
+        "tests/llm/test_stretches.py",
+    ),
+    Mutation("omnicli/llm/stretches.py", "first=held,", "first=0,", "tests/llm/test_stretches.py"),
+    Mutation(
+        "omnicli/llm/stretches.py",
+        "extra=extra_features(part.tokens),",
+        "extra=None,",
+        "tests/llm/test_stretches.py",
+    ),
+    Mutation(
+        "omnicli/compress/methods/avoc.py",
+        "score += zscore(attention, tokens.modality == kind)",
+        "score += attention * (tokens.modality == kind)",
+        "tests/compress/methods/test_avoc.py",
+    ),
+    Mutation(
+        "omnicli/compress/groups.py",
+        "pieces = -(-size // most)",
+        "pieces = size // most + 1",
+        "tests/llm/test_stretches.py",
+    ),
+    Mutation(
         "omnicli/compress/budget.py",
         "shares[i] - exact[i], i))",
         "exact[i] - shares[i], i))",

@@ -124,6 +124,7 @@ def cases() -> list:
     for place, line in found:
         first.setdefault(shlex.join(shlex.split(line, comments=True)), (place, line))
     slow = {key for key, (_, line) in first.items() if {stage.words[1] for stage in pipeline(line)} & {*SLOW}}
+    slow |= {key for key, (place, _) in list(first.items())[::2] if not place.startswith("README")}
     return [
         pytest.param(line, id=f"{place}: {key}", marks=[pytest.mark.slow] if key in slow else [])
         for key, (place, line) in first.items()

@@ -65,7 +65,7 @@ def test_recorded_steps_are_those_layer_by_layer(omni, drops, keep_kv):
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-omni-7b", "minicpm-o-4.5"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_families_that_say_so_and_number_formats(name, dtype):
     omni = load_model(f"dummy:{name},layers=2,scale=0.03", "cpu", dtype)
     assert omni.cuda_graph_safe

@@ -158,7 +158,15 @@ def test_verify_names_every_problem(omni, folder):
     assert len(value["problems"]) == 2 and value["accounted"] is None
 
 
-@pytest.mark.parametrize("kind", ["thinker", "full", "shards", "qwen3", "qwen3 full", "minicpm"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "thinker",
+        "shards",
+        "minicpm",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("full", "qwen3", "qwen3 full")),
+    ],
+)
 def test_every_weight_is_accounted_for(omni, tmp_path, kind):
     folder = tmp_path / "model"
     if kind.startswith("qwen3"):

@@ -130,7 +130,14 @@ def test_official_is_the_slow_loop(kind, kernel, share, w):
 
 @every_clip
 @every_kernel
-@pytest.mark.parametrize(("share", "w", "by"), [(0.3, 0.5, "even"), (0.6, 0.0, "relevance"), (0.45, 0.9, "relevance")])
+@pytest.mark.parametrize(
+    ("share", "w", "by"),
+    [
+        (0.3, 0.5, "even"),
+        pytest.param(0.6, 0.0, "relevance", marks=pytest.mark.slow),
+        pytest.param(0.45, 0.9, "relevance", marks=pytest.mark.slow),
+    ],
+)
 def test_clean_is_the_slow_loop_and_meets_the_budget(kind, kernel, share, w, by):
     tokens, question = CLIPS[kind], query(CLIPS[kind].features.shape[1])
     kernel = kernel if w else "mixed"  # without relevance there is one kernel

@@ -195,7 +195,9 @@ def slow_bounded(total: int, low: list[int], high: list[int], weight: list[float
 
 @every_mode
 @every_clip
-@pytest.mark.parametrize(("video", "audio"), [(0.4, 0.75), (0.2, 0.5), (0.7, 0.2)])
+@pytest.mark.parametrize(
+    ("video", "audio"), [(0.4, 0.75), *(pytest.param(*s, marks=pytest.mark.slow) for s in ((0.2, 0.5), (0.7, 0.2)))]
+)
 def test_choices_are_those_of_the_slow_loop(kind, mode, video, audio):
     tokens, question = CLIPS[kind], query(seed=5)
     chosen = OmniScope(mode=mode, retention_video=video, retention_audio=audio).compress(tokens, question)
