@@ -100,9 +100,10 @@ class OmniSIFT(Published):
         """
         selector = self._selector(tokens)
         name = UNTRAINED if selector is None else Path(self.selector).name
+        notes = () if selector else (f"{self.name}: no selector trained for this model; sound goes by cosines",)
         plan = self.plan(tokens)
         if plan.total == len(tokens):
-            return everything(tokens, selector=name)
+            return dataclasses.replace(everything(tokens, selector=name), notes=notes)
         official = self.mode == "official"
         chunks = _by_position(tokens) if official else _by_window(tokens)
         by_frame, by_chunk = chunks.by_frame, chunks.by_chunk
@@ -127,7 +128,7 @@ class OmniSIFT(Published):
         kept_audio = by_chunk.rows[best_in_groups(score, by_chunk, quota)]
         budget = {"video": kept.numel(), "audio": kept_audio.numel()}
         indices = torch.cat([kept_video.rows, kept_audio]).sort().values
-        return Selection(indices, report={"budget": budget, "selector": name})
+        return Selection(indices, report={"budget": budget, "selector": name}, notes=notes)
 
     def _selector(self, tokens: MediaTokens) -> Selector | None:
         if self.selector in (AUTO, UNTRAINED):

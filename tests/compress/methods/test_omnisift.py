@@ -148,6 +148,7 @@ def test_equals_a_loop_over_chunks_and_tokens(mode, trained, tmp_path):
         selection = method.compress(tokens, query())
         assert selection.indices.tolist() == literal(tokens, method, judge)
         assert selection.report["selector"] == ("mine.safetensors" if trained else "untrained")
+        assert [("no selector trained" in note) for note in selection.notes] == ([] if trained else [True])
         if mode == "clean":
             assert selection.report["budget"] == method.plan(tokens).to_dict()
 
