@@ -159,3 +159,4 @@ def test_a_stretch_of_too_many_tokens_is_cut_evenly():
     assert {rows.start for rows in spans(clip.tokens, 6.0, 10_000)} <= set(borders)
     sizes = [rows.stop - rows.start for rows in parts]
     assert max(sizes) <= 50 and min(sizes) > 25
+    assert len(spans(clip.tokens, 100.0, len(clip.tokens))) == 1

@@ -281,7 +281,8 @@ def test_the_llms_attention_is_z_scored_by_modality_and_chosen_from_as_ever():
     tokens = clip()
     attention = torch.rand(len(tokens), generator=torch.Generator().manual_seed(3)) ** 4
     backbone, question = asking(attention)
-    chosen = Avoc(scorer="backbone", tokens=12, stretch_s=1.5, scorer_layers=0.34).compress(tokens, question)
+    method = Avoc(scorer="backbone", tokens=12, stretch_s=1.5, scorer_layers=0.34, diversity=0.6)
+    chosen = method.compress(tokens, question)
     ((stretches, layers),) = backbone.asked
     assert layers == range(2)  # of 6, rounded
     assert [(rows.start, rows.stop) for rows in stretches] == literal_stretches(tokens, 1.5)
@@ -289,7 +290,7 @@ def test_the_llms_attention_is_z_scored_by_modality_and_chosen_from_as_ever():
     for kind, k in ((Modality.VIDEO, 8), (Modality.AUDIO, 4)):
         own = tokens.indices(kind)
         score = (attention[own] - attention[own].mean()) / attention[own].std(unbiased=False)
-        picked = greedy_ta_mmr(grid_vectors(tokens.features[own]), score, tokens.window[own], k, 0.15, 3)
+        picked = greedy_ta_mmr(grid_vectors(tokens.features[own]), score, tokens.window[own], k, 0.6, 3)
         expected += own[picked].tolist()
     assert chosen.indices.tolist() == sorted(expected)
     assert chosen.report["scorer"] == "backbone" and chosen.notes == ()
