@@ -142,6 +142,8 @@ BRIEFLY = ("full", "avoc", "seats-10", "fastv-25")  # none inside the LLM, none,
 REFUSED = {
     "ablation/avoc-no-relevance": ("has no such part", "avoc.scorer=identity"),
     "ablation/avoc-no-importance": ("has no such part", "avoc.scorer=identity"),
+    "ablation/seats-encoder-125": ("use an encoder from 1.333", "seats.late_layer=off"),
+    "ablation/seats-encoder-130": ("use an encoder from 1.333", "seats.late_layer=off"),
     "ablation/seats-no-stage-1": ("no layer 9 of 4", "seats.drop_layers=1"),
 }
 """Presets that a model of four layers without a scorer refuses, why, and what makes them answer."""
