@@ -7,6 +7,7 @@ if an entry does not fit the code.
     python tests/mutations.py               all of them, two at a time
     python tests/mutations.py avoc kv       those whose file, text or tests hold one of these words
     python tests/mutations.py --list        only name them
+    python tests/mutations.py --skip 100    go on behind the first hundred
 """
 
 from __future__ import annotations
@@ -96,8 +97,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("words", nargs="*")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--skip", type=int, default=0, help="leave out so many of the first, which an earlier run told of"
+    )
     args = parser.parse_args(arguments)
     chosen = [m for m in MUTATIONS if not args.words or any(word in " ".join(m) for word in args.words)]
+    chosen = chosen[args.skip :]
     if args.list:
         print("\n".join(m.name for m in chosen))
         return 0
