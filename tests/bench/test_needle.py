@@ -130,6 +130,7 @@ def test_prefixes_equal_looking_at_the_first_seconds_alone(film, encoded_once, f
 
 
 @pytest.mark.parametrize(("family", "capture", "durations"), CASES)
+@pytest.mark.slow
 def test_a_spliced_caption_equals_one_drawn_before_encoding(encoded_once, family, capture, durations):
     hay = encoded_once(family, capture)
     for duration_s in durations:
@@ -149,6 +150,7 @@ def test_a_spliced_caption_equals_one_drawn_before_encoding(encoded_once, family
 
 
 @pytest.mark.parametrize(("family", "capture", "durations"), [case for case in CASES if PAIRS not in case.values])
+@pytest.mark.slow
 def test_a_spliced_sentence_equals_one_written_into_the_samples(encoded_once, monkeypatch, family, capture, durations):
     """Quiet, and louder than all, which raises the clip's maximum and is no local change."""
     hay = encoded_once(family, capture)

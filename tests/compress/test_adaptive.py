@@ -49,6 +49,7 @@ def test_what_matches_the_question_draws_the_budget(method, every, side):
 
 
 @pytest.mark.parametrize("rare", list(Modality))
+@pytest.mark.slow
 def test_the_stream_shares_as_the_whole_clip_does(rare):
     tokens, question = planted(rare, 10)
     fields = {"tokens": 1000, "split": "adaptive"}

@@ -22,6 +22,7 @@ MODELS = {"qwen2.5-3b": ("qwen2-5-omni", 36), "qwen3-30b": ("qwen3-omni-moe", 48
     ("model", "preset"),
     [(m, p) for m, (family, _) in MODELS.items() for p in reading.pruning() if not reading.refused(family, p)],
 )
+@pytest.mark.slow
 def test_the_layers_read_what_was_asked_for(model, preset):
     method = config.load_config(preset).compressor
     clip = reading.random_clip(*MODELS[model])

@@ -45,6 +45,7 @@ def lacking() -> list[tuple[str, str, str]]:
     ("preset", "family", "kind"),
     [pytest.param(*case, marks=pytest.mark.slow if i % 2 else ()) for i, case in enumerate(lacking())],
 )
+@pytest.mark.slow
 def test_a_clip_that_lacks_something_is_read_and_answered(preset, family, kind):
     method = config.load_config(preset).compressor
     clip = reading.encoded(family, kind, method.needs & CAPTURES)

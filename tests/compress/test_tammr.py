@@ -47,6 +47,7 @@ def test_equals_the_literal_greedy_loop(memory):
 
 
 @pytest.mark.parametrize("few", [1, 4, 32])
+@pytest.mark.slow
 def test_without_a_radius_it_is_the_literal_greedy_over_everything(few, monkeypatch):
     monkeypatch.setattr("omnicli.compress.mmr._FEW", few)
     monkeypatch.setattr("omnicli.compress.mmr._MEMORY", 2000)

@@ -629,6 +629,7 @@ def parts(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "before", [pytest.param(False, id="empty", marks=pytest.mark.slow), pytest.param(True, id="replacing")]
 )
+@pytest.mark.slow
 def test_a_kill_at_any_byte_leaves_the_right_entry_or_none(tmp_path, monkeypatch, unsynced, before):
     """The writer kills itself at a byte, or around fsync and rename; what was there stays until it is replaced."""
     cache = Cache(tmp_path / "cache")

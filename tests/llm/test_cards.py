@@ -104,6 +104,7 @@ def test_answers_are_those_of_one_card_to_the_bit(preset, family, layers):
         ("minicpm_o", 40, True, 3),
     ],
 )
+@pytest.mark.slow
 def test_chunks_drops_and_late_removal(family, chunk, keep_kv, late):
     omni = FAMILIES[family].model(layers=5)
     clip = clip_of(omni)
@@ -192,6 +193,7 @@ def test_a_move_that_is_forgotten_is_found(move, monkeypatch):
                 converse(omni, on_first_card(clip), Both(pruner) if pruner else load_config("full").compressor)
 
 
+@pytest.mark.slow
 def test_a_film_is_encoded_on_the_first_card_and_answered_on_both(tmp_path, monkeypatch):
     film, settings = films.write(tmp_path / "film.mp4", 3.2), load_config("avoc", ["generate.max_new_tokens=3"])
     (alone,) = pipeline.ask(

@@ -62,6 +62,7 @@ def clip_for(omni, preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.slow
 def test_follow_ups_are_answered_as_if_they_were_first(omni, preset):
     clip, warm = clip_for(omni, preset), PrefixCache(omni)
     for i, question in enumerate((QUESTIONS[0], QUESTIONS[1], QUESTIONS[0])):

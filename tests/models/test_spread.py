@@ -40,6 +40,7 @@ def test_cards_that_cannot_be_meant_are_one_line(device, there, words, monkeypat
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize("name", ["folder", "dummy:qwen3-omni-30b,layers=4,scale=0.02"])
+@pytest.mark.slow
 def test_layers_are_spread_over_the_cards_by_what_is_free(name, quantize, folder, monkeypatch):
     name = str(folder) if name == "folder" else name
     alone = load_model(name, "cpu", quantize=quantize)

@@ -268,6 +268,7 @@ def test_later_questions_share_what_was_read(film, omni, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("qwen2.5", marks=pytest.mark.slow), "qwen3"])
+@pytest.mark.slow
 def test_a_cached_film_serves_every_factor(folders, film, tmp_path, kind):
     model, cache = load_model(folders[kind], "cpu"), Cache(tmp_path / "cache")
     sets = [("media.time_scale=off",), ("media.time_scale=0.5",), (), ("media.time_scale=0.1",)]

@@ -123,6 +123,7 @@ def test_positions_in_a_smaller_range_are_those_of_the_run(models, film, tmp_pat
 @pytest.mark.parametrize(
     "preset", ["full", "avoc-10", "seats-25", "dycoke-35", "omnizip-35", "divprune-25", "avoc-seats"]
 )
+@pytest.mark.slow
 def test_kept_tokens_are_those_of_the_run(models, film, preset, room):
     from omnicli import pipeline
 

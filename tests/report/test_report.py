@@ -491,6 +491,7 @@ def places(value, path=()):
         yield from places(item, (*path, key))
 
 
+@pytest.mark.slow
 def test_a_damaged_row_is_drawn_or_refused():
     odd = [None, True, 0, -1, 3.5, 1e20, "", "x", "\x00", "\ud800", [], {}, [1], ["a"], {"a": 1}, [[]], 10**25]
     rng = random.Random(1)

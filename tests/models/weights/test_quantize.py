@@ -180,6 +180,7 @@ def test_only_the_weights_of_the_llms_layers_change(folders, name, kind):
 
 @pytest.mark.parametrize("layout", [{"full": True}, {"shards": True}])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_all_layouts_quantise_to_the_same_bits(folders, tmp_path, layout, kind):
     other = load_model(tiny.build(tmp_path / "other", **layout), "cpu", quantize=kind)
     expected = network(load_model(folders["qwen2.5"], "cpu", quantize=kind)).state_dict()
@@ -275,6 +276,7 @@ def test_a_film_is_encoded_to_the_same_bits_and_found_in_the_cache(folders, film
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_questions_are_answered_the_same_every_time(folders, film, name, kind):
     model = load_model(folders[name], "cpu", quantize=kind)
     config = load_config("avoc", ["generate.max_new_tokens=6"])
