@@ -157,7 +157,7 @@ def answer(
     with stage("load"):
         model.activate("llm")
     with stage("compress"):
-        backbone = StretchReader(model, words(), clip, context)
+        backbone = StretchReader(model, words() if film.preface else prompt, clip, context)
         selection = compressor.compress(clip.tokens, replace(model.query(prompt), backbone=backbone))
         clip = _in_range(clip, config, model)
         kept = clip.tokens.select(selection)

@@ -284,11 +284,10 @@ class Avoc(Budgeted):
             The scorer file does not fit the model.
         """
         score, scorer = self._scores(tokens, query)
-        notes = self._notes(scorer, tokens)
         budget = self.budget(tokens, self._standing(score, scorer, tokens, query))
         report: dict[str, Any] = {"scorer": scorer, "budget": budget.to_dict()}
         if budget.total == len(tokens):
-            return dataclasses.replace(everything(tokens, **report), notes=notes)
+            return everything(tokens, **report)
         kept = []
         for kind, name in MODALITIES:
             own = tokens.indices(kind)
@@ -302,7 +301,7 @@ class Avoc(Budgeted):
                 rows=own,
             )
             kept.append(own[chosen])
-        return Selection(torch.cat(kept).sort().values, report=report, notes=notes)
+        return Selection(torch.cat(kept).sort().values, report=report, notes=self._notes(scorer, tokens))
 
     def _scores(self, tokens: MediaTokens, query: Query) -> tuple[Tensor, str]:
         """Return the combined score (N,) float32 of each token, and what gave it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from omnicli.compress.base import everything
@@ -45,9 +45,8 @@ class AvocStream(Avoc):
             The scorer file does not fit the model, or the settings leave nothing of what the clip holds.
         """
         projections, scorer = self._projections(tokens)
-        notes = self._notes(scorer, tokens)
         if self.budget(tokens).total == len(tokens):
-            return replace(everything(tokens, scorer=scorer), notes=notes)
+            return everything(tokens, scorer=scorer)
         order = None
         if not bool((tokens.window[1:] >= tokens.window[:-1]).all()):
             order = tokens.window.argsort(stable=True)
@@ -57,7 +56,8 @@ class AvocStream(Avoc):
         budget, kept = stream.budget(), stream.finish()
         if order is not None:
             kept = order[kept].sort().values
-        return Selection(kept, report={"budget": budget.to_dict(), "scorer": scorer}, notes=notes)
+        report = {"budget": budget.to_dict(), "scorer": scorer}
+        return Selection(kept, report=report, notes=self._notes(scorer, tokens))
 
 
 __all__ = ["AvocStream"]

@@ -103,7 +103,7 @@ class OmniSIFT(Published):
         notes = () if selector else (f"{self.name}: no selector trained for this model; sound goes by cosines",)
         plan = self.plan(tokens)
         if plan.total == len(tokens):
-            return dataclasses.replace(everything(tokens, selector=name), notes=notes)
+            return everything(tokens, selector=name)
         official = self.mode == "official"
         chunks = _by_position(tokens) if official else _by_window(tokens)
         by_frame, by_chunk = chunks.by_frame, chunks.by_chunk
