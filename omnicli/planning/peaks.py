@@ -138,7 +138,8 @@ def _peak(parts: dict[str, int], selecting: int, whole: bool, offload: bool) -> 
     With ``offload`` only the weights that work are there.
     """
     encoding = parts["tokens"] + max(parts["encoders"], parts["tokens"])
-    choosing = parts["tokens"] + max(parts["kept"], parts["asking"]) + selecting
+    asking = parts["asking"] + parts["kv"] if parts["asking"] else 0  # what an earlier question read is still there
+    choosing = parts["tokens"] + max(parts["kept"], asking) + selecting
     reading = parts["tokens"] + parts["kept"] + parts["kv"] + parts["prefill"] + (parts["hidden"] if whole else 0)
     llm = parts["weights"] - parts["encoder_weights"]
     if offload:
